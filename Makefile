@@ -1,0 +1,47 @@
+# Everything runs in one virtual environment, made on first use.
+#   make demo   private training on the embedded digits: accuracy, epsilon, report and plot in dpdl-demo/
+#   make test   lint, types, tests
+#   make slow   the tests that take minutes
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+STAMP := $(VENV)/.installed
+EXTRAS := demo,images,test,lint,build
+
+# Tests run in parallel processes; threads on top of them only get in each other's way.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint types tests slow wheel clean
+
+demo: $(STAMP)
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/dpdl train --output dpdl-demo
+
+test: lint types tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+tests: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=10
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info dpdl-demo

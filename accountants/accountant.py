@@ -1,0 +1,104 @@
+"""What every accountant has in common: events go in, bounds come out."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple, Self
+
+from accountants import arguments
+from accountants.events import Composed, Event, Repeated
+from accountants.normal_form import NormalForm, normal_form
+from accountants.relation import NeighboringRelation
+
+
+class Interval(NamedTuple):
+    """A number known to lie in [lower, upper]; `upper` is the one that a privacy claim may quote."""
+
+    lower: float
+    upper: float
+
+
+class Accountant(abc.ABC):
+    """Events composed so far under one neighbouring relation, and bounds on what they spent together.
+
+    Args:
+        relation: the neighbouring relation of every answer.
+    """
+
+    def __init__(
+        self, *, relation: NeighboringRelation | str = NeighboringRelation.ADD_OR_REMOVE
+    ) -> None:
+        self._relation = NeighboringRelation.of(relation)
+        self._event = Composed()
+        self._reduced: NormalForm | None = None
+
+    @property
+    def relation(self) -> NeighboringRelation:
+        """The neighbouring relation of every answer."""
+        return self._relation
+
+    @property
+    def event(self) -> Composed:
+        """Everything composed so far, in order, equal neighbours merged."""
+        return self._event
+
+    def compose(self, event: Event, count: int = 1) -> Self:
+        """Add `count` runs of `event`; returns the accountant itself.
+
+        Raises:
+            ParameterError: not an event, or a count that is not an int >= 0.
+            UnsupportedEventError: no proof for this event under this relation; nothing is added.
+        """
+        addition = Repeated(event, arguments.steps(count, "count"))
+        self._check(normal_form(addition, self._relation))
+        self._event = Composed((self._event, addition))
+        self._reduced = None
+        return self
+
+    def epsilon(self, delta: float) -> float:
+        """The smallest epsilon that this accountant can prove at `delta`: an upper bound, in [0, inf]."""
+        return self.interval(delta).upper
+
+    def interval(self, delta: float) -> Interval:
+        """Bounds on the tight epsilon at `delta`.
+
+        Raises:
+            ParameterError: delta is not in (0, 1).
+        """
+        delta = arguments.delta(delta)
+        form = self._normal_form()
+        if form.unbounded:
+            return Interval(float("inf"), float("inf"))
+        return self._epsilon_interval(form, delta) if form.counts else Interval(0.0, 0.0)
+
+    def delta(self, epsilon: float) -> float:
+        """The smallest delta that this accountant can prove at `epsilon`: an upper bound, in [0, 1]."""
+        return self.delta_interval(epsilon).upper
+
+    def delta_interval(self, epsilon: float) -> Interval:
+        """Bounds on the tight delta at `epsilon`.
+
+        Raises:
+            ParameterError: epsilon is negative, infinite or NaN.
+        """
+        epsilon = arguments.epsilon(epsilon)
+        form = self._normal_form()
+        if form.unbounded:
+            return Interval(0.0, 1.0)
+        return self._delta_interval(form, epsilon) if form.counts else Interval(0.0, 0.0)
+
+    def _normal_form(self) -> NormalForm:
+        if self._reduced is None:
+            self._reduced = normal_form(self._event, self._relation)
+        return self._reduced
+
+    def _check(self, form: NormalForm) -> None:
+        """Raise UnsupportedEventError if this accountant cannot bound `form`."""
+
+    @abc.abstractmethod
+    def _epsilon_interval(self, form: NormalForm, delta: float) -> Interval:
+        """Bounds on epsilon for a form that is bounded and not empty."""
+
+    @abc.abstractmethod
+    def _delta_interval(self, form: NormalForm, epsilon: float) -> Interval:
+        """Bounds on delta for a form that is bounded and not empty."""

@@ -1,0 +1,153 @@
+"""Renyi accounting with a continuous order: fast, sound, and 5 to 40 % above the tight epsilon in training.
+
+    epsilon(delta) = min over a > 1 of  R(a) + log(1 - 1/a) - (log delta + log a) / (a - 1)      [1, Proposition 12]
+
+R(a) is the sum of the steps' Renyi divergences at order a, the larger of removing and adding. The minimum is taken
+over a continuous order whose range grows until the minimum is inside.
+
+Example:
+    >>> from accountants.events import Gaussian, PoissonSampled
+    >>> accountant = RDPAccountant().compose(PoissonSampled(0.01, Gaussian(1.0)), count=10_000)
+    >>> round(accountant.epsilon(1e-5), 3)
+    6.712
+
+References:
+    [1] Canonne, Kamath, Steinke, The Discrete Gaussian for Differential Privacy, 2020. arXiv:2004.00010
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize
+
+from accountants.accountant import Accountant, Interval
+from accountants.errors import ParameterError
+from accountants.events import Event
+from accountants.normal_form import NormalForm, normal_form
+from accountants.relation import NeighboringRelation
+from accountants.renyi import DIRECTIONS, Array, Direction, log_moments
+
+ROUNDING = 1e-13  # relative, on top of the moments' own slack
+_SMALLEST_MOMENT = 1e-4
+_LARGEST_MOMENT = 1e9
+
+
+def rdp(
+    event: Event,
+    orders: ArrayLike,
+    *,
+    relation: NeighboringRelation | str = NeighboringRelation.ADD_OR_REMOVE,
+) -> Array:
+    """Renyi divergence that `event` spends at each order: an upper bound, tight to about 1e-9.
+
+    Args:
+        event: what was released.
+        orders: Renyi orders > 1, integer or fractional, any shape.
+        relation: the neighbouring relation.
+
+    Returns:
+        The larger of the two directions' divergences, same shape as orders.
+
+    Raises:
+        ParameterError: an order that is not above 1 and finite.
+        UnsupportedEventError: no dominating pair is known under this relation.
+
+    Example:
+        >>> from accountants.events import Gaussian
+        >>> rdp(Gaussian(2.0), [2.0, 3.5]).round(6)
+        array([0.25  , 0.4375])
+    """
+    alpha = np.asarray(orders, dtype=np.float64)
+    if not (np.all(np.isfinite(alpha)) and np.all(alpha > 1)):
+        raise ParameterError(f"orders must be finite and > 1, got {orders!r}. Give orders such as [1.5, 2, 64].")
+    form = normal_form(event, NeighboringRelation.of(relation))
+    if form.unbounded:
+        return np.full(alpha.shape, math.inf)
+    flat = alpha.ravel() - 1
+    if not form.counts or not flat.size:
+        return np.zeros(alpha.shape)
+    moments = np.maximum(*(composed_log_moments(form, direction, flat) for direction in DIRECTIONS))
+    return (moments / flat).reshape(alpha.shape)
+
+
+def composed_log_moments(form: NormalForm, direction: Direction, t: Array) -> Array:
+    """log E exp(t * total privacy loss): the components' log moments, added up; shape [M]."""
+    total = np.zeros(len(t))
+    for component, count in form.counts:
+        total += count * log_moments(component, direction, t)
+    return total
+
+
+def best_moment(score: Callable[[Array], Array]) -> tuple[float, float]:
+    """Minimise score(t) over t > 0, given that it falls and then rises (in log t): (t, score).
+
+    The grid grows upwards until the minimum is inside it, then a bounded Brent search refines it. Any t gives a
+    valid bound, so a missed minimum costs tightness, never soundness.
+    """
+    low, high = _SMALLEST_MOMENT, 16.0
+    grid = np.exp(np.linspace(math.log(low), math.log(high), 32))
+    values = score(grid)
+    while np.argmin(values) == len(grid) - 1 and grid[-1] < _LARGEST_MOMENT:
+        more = grid[-1] * np.exp(np.linspace(math.log(2) / 2, math.log(16), 8))
+        grid, values = np.concatenate([grid, more]), np.concatenate([values, score(more)])
+    while np.argmin(values) == 0 and grid[0] > 1e-9:
+        less = grid[0] * np.exp(np.linspace(-math.log(16), -math.log(2) / 2, 8))
+        grid, values = np.concatenate([less, grid]), np.concatenate([score(less), values])
+    at = int(np.argmin(values))
+    if not math.isfinite(values[at]):
+        return float(grid[at]), math.inf
+    bracket = (math.log(grid[max(at - 1, 0)]), math.log(grid[min(at + 1, len(grid) - 1)]))
+    refined = optimize.minimize_scalar(
+        lambda u: float(score(np.array([math.exp(u)]))[0]), bounds=bracket, method="bounded", options={"xatol": 1e-4}
+    )
+    if refined.fun < values[at]:
+        return math.exp(refined.x), float(refined.fun)
+    return float(grid[at]), float(values[at])
+
+
+def epsilon_score(form: NormalForm, directions: Sequence[Direction], delta: float) -> Callable[[Array], Array]:
+    """t -> the epsilon that order 1 + t proves at `delta`."""
+    log_delta = math.log(delta)
+
+    def score(t: Array) -> Array:
+        moments = np.max([composed_log_moments(form, direction, t) for direction in directions], axis=0)
+        return (moments - log_delta - np.log1p(t)) / t - np.log1p(1 / t)
+
+    return score
+
+
+def log_delta_score(form: NormalForm, directions: Sequence[Direction], epsilon: float) -> Callable[[Array], Array]:
+    """t -> the log delta that order 1 + t proves at `epsilon`."""
+
+    def score(t: Array) -> Array:
+        moments = np.max([composed_log_moments(form, direction, t) for direction in directions], axis=0)
+        return moments - t * epsilon - t * np.log1p(1 / t) - np.log1p(t)
+
+    return score
+
+
+class RDPAccountant(Accountant):
+    """Renyi accounting. Its upper bounds are sound; it proves no lower bound, so `interval().lower` is 0."""
+
+    def _epsilon_interval(self, form: NormalForm, delta: float) -> Interval:
+        return Interval(0.0, epsilon_upper(form, delta))
+
+    def _delta_interval(self, form: NormalForm, epsilon: float) -> Interval:
+        return Interval(0.0, delta_upper(form, epsilon))
+
+
+def epsilon_upper(form: NormalForm, delta: float) -> float:
+    """Epsilon by the best order, both directions, rounded up."""
+    _, value = best_moment(epsilon_score(form, DIRECTIONS, delta))
+    return max(0.0, value + ROUNDING * (1 + abs(value)) if value > 0 else 0.0)
+
+
+def delta_upper(form: NormalForm, epsilon: float) -> float:
+    """Delta by the best order, both directions, rounded up, at most 1."""
+    _, value = best_moment(log_delta_score(form, DIRECTIONS, epsilon))
+    return min(1.0, math.exp(min(value, 0.0)) * (1 + ROUNDING * (1 + abs(value))))
+

@@ -1,0 +1,1 @@
+"""Speed, memory, accuracy and accounting, measured against named alternatives; results in `results/`."""

@@ -1,0 +1,133 @@
+"""The private model: the user's module, whose training forward delivers per-sample gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from dpdl.errors import ModelError
+from dpdl.per_sample.batch import ExampleBatch
+from dpdl.per_sample.engine import PerSampleGradients, detached
+from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
+from dpdl.per_sample.runner import PerSampleRunner
+from dpdl.turns import Part, Turns
+
+__all__ = ["PrivateModel"]
+
+
+class PrivateModel(nn.Module):
+    """Wraps a module without copying it or renaming anything in it.
+
+    `state_dict()`, `named_parameters()`, `train()`, `to()` and attributes are the module's own. With
+    gradients enabled, `forward` trains: it takes the private loader's current batch and no other, and a
+    backward through its output goes to the private optimizer, never to `p.grad`. Without gradients, or in
+    eval mode on anything but the current batch, it evaluates; a backward through that gives the parameters
+    nothing.
+
+    `copy.deepcopy` gives a copy of the plain module (for averaging, say).
+
+    Args:
+        module: the user's module.
+        runner: computes per-sample gradients of it.
+        turns: knows the current batch.
+        trainable: the parameters that the private optimizer updates, by name, as of now.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        runner: PerSampleRunner,
+        turns: Turns,
+        trainable: Callable[[], Mapping[str, Tensor]],
+    ) -> None:
+        super().__init__()
+        # The registries themselves are shared, so that every traversal of nn.Module sees plain names.
+        self._parameters = module._parameters
+        self._buffers = module._buffers
+        self._modules = module._modules
+        self.training = module.training
+        self.__dict__["_wrapped"] = module  # past __setattr__, which would register a child
+        self.__dict__["_runner"] = runner
+        self.__dict__["_turns"] = turns
+        self.__dict__["_trainable"] = trainable
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself. Calling it directly bypasses everything private; the optimizer refuses
+        gradients that come from it."""
+        wrapped: nn.Module = self.__dict__["_wrapped"]
+        return wrapped
+
+    @property
+    def engine_name(self) -> str | None:
+        """The engine that computes gradients; None before the first batch."""
+        name: str | None = self._runner.engine_name
+        return name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output.
+
+        Raises:
+            StepError: training on anything but the private loader's current batch.
+            ModelError: the module mixes examples, keeps state from them, or no engine can run it.
+        """
+        if not torch.is_grad_enabled():
+            return self.module(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+        if not tensors:
+            raise ModelError("The private model was called without a tensor that has a batch axis.")
+        size = tensors[0].shape[0]
+        part = self._turns.open_part
+        if not self.training and (part is None or part.size != size or part.delivered):
+            return self._evaluated(args, kwargs)
+        part = self._turns.take(size)
+        batch = ExampleBatch.from_call(args, kwargs, size=size)
+        return self._runner.forward(batch, self._trainable(), self._delivery_to(part))
+
+    def _evaluated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module with its parameters as constants: gradients flow to inputs, if those ask for them."""
+        return functional_call(self.module, detached(dict(self.module.named_parameters())), args, kwargs)
+
+    def _delivery_to(self, part: Part) -> Callable[[Iterator[PerSampleGradients]], None]:
+        turns = self._turns
+        return lambda gradients: turns.deliver(part, gradients)
+
+    def train(self, mode: bool = True) -> PrivateModel:
+        """As in nn.Module; refuses to put batch normalisation into training mode."""
+        modes = [(child, child.training) for child in self.module.modules()]
+        self.module.train(mode)
+        findings = find_batch_norms(self.module)
+        if findings:
+            for child, training in modes:
+                child.training = training
+            refuse_mixing(findings)
+        self.training = mode
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain module's."""
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain module's."""
+        return self.module.load_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PrivateModel:
+        self.module._apply(*args, **kwargs)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_wrapped"], name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        return copy.deepcopy(self.module, memo)
+
+    def __repr__(self) -> str:
+        return f"PrivateModel({self.module!r})"

@@ -1,0 +1,5 @@
+"""The private optimizer."""
+
+from dpdl.optim.private_optimizer import Diagnostics, PrivateOptimizer
+
+__all__ = ["Diagnostics", "PrivateOptimizer"]

@@ -1,0 +1,287 @@
+"""The private optimizer: turns a clipped sum into noise-protected gradients for any torch optimizer.
+
+clipped sum ─▶ ledger (spent from here on) ─▶ + noise ─▶ / expected batch size ─▶ p.grad ─▶ inner step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from dpdl.errors import CheckpointError, ParameterError, PlanExhaustedError, StepError, WrapError
+from dpdl.ledger import Ledger
+from dpdl.noise.gaussian import gaussian_mechanism
+from dpdl.per_sample.engine import accumulation_dtype
+from dpdl.plan import PrivacyPlan
+from dpdl.privacy_report import PrivacyReport
+from dpdl.reporting import report_of
+from dpdl.run_state import RunState
+from dpdl.turns import Turns
+from dpdl.types import ClippedSum
+
+__all__ = ["Diagnostics", "PrivateOptimizer"]
+
+_STATE_KEY = "dpdl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """Counts over the run so far. Private: they are computed from the data without noise.
+
+    Attributes:
+        examples: examples that were in a batch, with repetition.
+        clipped: of these, how many had their gradient scaled down.
+        non_finite: of these, how many were left out for a NaN or infinite gradient.
+    """
+
+    examples: int = 0
+    clipped: int = 0
+    non_finite: int = 0
+
+
+class PrivateOptimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose gradients are clipped, summed and noised.
+
+    Made by `make_private`. Parameter groups and state are the wrapped optimizer's own, so learning-rate
+    schedulers work on it. `step()` closes the private loader's current batch; the weights move when it
+    completes a logical batch. After that step `p.grad` holds the noisy average that was applied.
+
+    Args:
+        inner: any optimizer that steps from `p.grad`.
+        model: the plain module.
+        plan: what the run is held to.
+        turns: brings the clipped sums.
+        run: ledger, random streams and position.
+        accumulate_dtype: the least precise dtype of sums and noise.
+        notes: what the report should say besides.
+        on_load: called after a saved state was loaded.
+    """
+
+    def __init__(
+        self,
+        inner: torch.optim.Optimizer,
+        *,
+        model: nn.Module,
+        plan: PrivacyPlan,
+        turns: Turns,
+        run: RunState,
+        accumulate_dtype: torch.dtype,
+        notes: Callable[[], list[str]],
+        on_load: Callable[[], None],
+    ) -> None:
+        self._ready = False
+        super().__init__(inner.param_groups, inner.defaults)
+        self.inner = inner
+        self.plan = plan
+        self._share_inner_state()
+        self._model = model
+        self._turns = turns
+        self._run = run
+        self._accumulate_dtype = accumulate_dtype
+        self._notes = notes
+        self._on_load = on_load
+        self._released: dict[str, Tensor] = {}
+        self._stepping = False
+        self.diagnostics = Diagnostics()
+        inner.register_step_pre_hook(self._refuse_direct_step)
+        self._ready = True
+
+    # ── stepping ────────────────────────────────────────────────────────────────────────────────────
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Close the current batch; at the end of a logical batch, release its noisy gradient and update.
+
+        Args:
+            closure: computes the loss and calls backward, once (as Lightning passes it).
+
+        Raises:
+            StepError: no batch is open, its backward is missing, or gradients came from elsewhere.
+            PlanExhaustedError: the plan has no step left.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._turns.refuse_unready()
+        self._refuse_unknown_parameters()
+        self._refuse_foreign_gradients()
+        if self._run.ledger.releases >= self.plan.steps:
+            raise PlanExhaustedError(
+                f"The plan's {self.plan.steps} steps are taken. Make a plan with more steps before training."
+            )
+        clipped = self._turns.close()
+        if clipped is not None:
+            self._release(clipped)
+        return loss
+
+    def _release(self, clipped: ClippedSum) -> None:
+        step = self._run.next_step()  # recorded as spent before anything leaves
+        self._count(clipped)
+        noisy = gaussian_mechanism(
+            self._with_unused(clipped), noise_multiplier=self.plan.noise_multiplier, stream=self._run.noise, step=step
+        )
+        parameters = dict(self._model.named_parameters())
+        for name, total in noisy.tensors.items():
+            average = total / self.plan.expected_batch_size
+            parameters[name].grad = self._released[name] = average.to(parameters[name].dtype)
+        self._stepping = True
+        try:
+            self.inner.step()
+        finally:
+            self._stepping = False
+
+    def _with_unused(self, clipped: ClippedSum) -> ClippedSum:
+        """Zeros for parameters that no example used: they get their noise like all others."""
+        tensors = {
+            name: clipped.tensors[name]
+            if name in clipped.tensors
+            else torch.zeros_like(p, dtype=accumulation_dtype(p.dtype, self._accumulate_dtype))
+            for name, p in self.trainable().items()
+        }
+        return ClippedSum(
+            tensors=tensors,
+            sensitivity=clipped.sensitivity,
+            examples=clipped.examples,
+            clipped=clipped.clipped,
+            non_finite=clipped.non_finite,
+        )
+
+    def _count(self, clipped: ClippedSum) -> None:
+        so_far = self.diagnostics
+        self.diagnostics = Diagnostics(
+            examples=so_far.examples + clipped.examples,
+            clipped=so_far.clipped + clipped.clipped,
+            non_finite=so_far.non_finite + clipped.non_finite,
+        )
+
+    def trainable(self) -> dict[str, Tensor]:
+        """The parameters that are trained privately, by their names in the model, as of now."""
+        held = {id(p) for group in self.inner.param_groups for p in group["params"]}
+        return {n: p for n, p in self._model.named_parameters() if p.requires_grad and id(p) in held}
+
+    # ── refusals ────────────────────────────────────────────────────────────────────────────────────
+
+    def _refuse_direct_step(self, *_: Any) -> None:
+        if not self._stepping:
+            raise StepError(
+                f"{type(self.inner).__name__}.step() was called on the optimizer that make_private wrapped. "
+                "It would update without noise. Call step() on the optimizer that make_private returned."
+            )
+
+    def _refuse_unknown_parameters(self) -> None:
+        known = {id(p) for p in self._model.parameters()}
+        for index, group in enumerate(self.inner.param_groups):
+            for position, p in enumerate(group["params"]):
+                if id(p) not in known:
+                    raise StepError(
+                        f"Parameter {position} of the optimizer's group {index} (shape {tuple(p.shape)}) is not "
+                        "part of the private model, so its gradients would not be protected. Make it part of "
+                        "the model before make_private, or give it an optimizer of its own."
+                    )
+
+    def _refuse_foreign_gradients(self) -> None:
+        for name, p in self.trainable().items():
+            if p.grad is not None and p.grad is not self._released.get(name):
+                raise StepError(
+                    f"Parameter '{name}' has a gradient that did not come from the private model: the plain "
+                    "module was called, or another loss reaches it. Call the model that make_private returned, "
+                    "and optimizer.zero_grad() to drop that gradient."
+                )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: parameters must be known when the optimizer is made private."""
+        if self._ready:
+            raise WrapError(
+                "add_param_group on a private optimizer: the new parameters would not be part of what was "
+                "checked. Build the optimizer with all its groups, then call make_private; freeze a group with "
+                "requires_grad_(False) until it is its turn."
+            )
+        super().add_param_group(param_group)
+
+    # ── what was spent ──────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def ledger(self) -> Ledger:
+        """What has been released so far."""
+        return self._run.ledger
+
+    @property
+    def steps_taken(self) -> int:
+        """Noisy releases so far."""
+        return self._run.ledger.releases
+
+    def epsilon(self, delta: float) -> float:
+        """An upper bound on the epsilon spent so far at `delta`; 0.0 before the first step."""
+        return self._run.ledger.epsilon(delta)
+
+    def report(self, delta: float) -> PrivacyReport:
+        """What may be claimed of the run so far at `delta`; prints as a sentence."""
+        self.plan.warn_if_delta_is_large(delta)
+        return report_of(self.plan, self._run.ledger, delta=delta, secure=self._run.secure, notes=tuple(self._notes()))
+
+    # ── torch.optim.Optimizer ───────────────────────────────────────────────────────────────────────
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop `p.grad`. What a logical batch has added up so far is kept until its step."""
+        self.inner.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's state, and under "dpdl" the plan, ledger and position of the run.
+
+        Plain values and tensors: `torch.load(..., weights_only=True)` reads it. No key of a secure
+        generator is in it.
+
+        Raises:
+            StepError: a logical batch is half done; save between steps.
+        """
+        if self._turns.open_part is not None:
+            raise StepError("state_dict() in the middle of a batch. Save after optimizer.step().")
+        private = {"plan": self.plan.to_json(), **self._run.state_dict()}
+        return {**self.inner.state_dict(), _STATE_KEY: private}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Go on from a saved state: spending is remembered, noise is never reused.
+
+        Raises:
+            CheckpointError: it is not a private optimizer's state, or was saved under another plan.
+        """
+        state = dict(state_dict)
+        private = state.pop(_STATE_KEY, None)
+        if not isinstance(private, dict) or "plan" not in private:
+            raise CheckpointError(
+                "The state is not a private optimizer's: it has no ledger, and loading it would forget what was "
+                "spent. Load what PrivateOptimizer.state_dict() returned."
+            )
+        try:
+            saved_plan = PrivacyPlan.from_json(private["plan"])
+        except ParameterError as error:
+            raise CheckpointError(f"The saved plan cannot be read: {error}") from error
+        if saved_plan != self.plan:
+            raise CheckpointError(
+                f"The state was saved under another plan. Saved: {saved_plan} Now: {self.plan} "
+                "Resume with the saved plan."
+            )
+        run = RunState.from_state_dict(private, plan=self.plan)  # raises before anything is changed
+        self.inner.load_state_dict(state)
+        self._share_inner_state()
+        self._run.become(run)
+        self._turns.abandon()
+        self._released.clear()
+        self._on_load()
+
+    def _share_inner_state(self) -> None:
+        self.param_groups = self.inner.param_groups
+        self.state = self.inner.state
+
+    def __repr__(self) -> str:
+        return f"PrivateOptimizer({self.inner!r})"

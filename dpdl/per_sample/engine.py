@@ -1,0 +1,140 @@
+"""What an engine promises: outputs now, and per-sample gradients when their gradients are known.
+
+    engine.forward(batch, trainable) ─▶ ForwardPass.outputs ─▶ the user's loss ─▶ backward()
+                                        ForwardPass.pull_back(cotangents) ─▶ PerSampleGradients, in parts
+
+Each part answers `norms()` first and `weighted_sum(weights)` second, so that clipping is arithmetic
+on N numbers and an engine is free to never materialise a gradient per example.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dpdl.errors import ModelError
+from dpdl.per_sample.batch import ExampleBatch
+from dpdl.per_sample.layout import OutputLayout
+
+__all__ = ["Engine", "ForwardPass", "FrozenCall", "PerSampleGradients", "PullBack"]
+
+
+class PerSampleGradients(Protocol):
+    """Gradients of n examples' own losses, in whatever form the engine keeps them."""
+
+    def norms(self) -> Tensor:
+        """L2 norm over all parameters, shape [n]; non-finite for a non-finite gradient."""
+
+    def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
+        """sum_n weights[n] * gradient_n for each parameter; examples of weight 0 do not enter at all."""
+
+    def materialize(self) -> dict[str, Tensor]:
+        """The gradients themselves: parameter name to [n, *shape of the parameter]."""
+
+
+class PullBack(Protocol):
+    """What is left of a forward pass: the way back through it, to be taken once."""
+
+    def __call__(self, cotangents: Mapping[int, Tensor]) -> Iterator[PerSampleGradients]:
+        """Per-sample gradients of sum_i <cotangents[i], outputs[i]>, in parts, in batch order.
+
+        Args:
+            cotangents: output position to a tensor shaped as that output.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardPass:
+    """The outputs of one forward call, and the way back.
+
+    Attributes:
+        outputs: the output's leaves, tensors without a graph, each with the batch where the model puts
+            it; a scalar that the model computes for an example has shape [N].
+        layout: how the outputs fit together.
+        pull_back: from the outputs' gradients to per-sample gradients.
+    """
+
+    outputs: list[Any]
+    layout: OutputLayout
+    pull_back: PullBack
+
+
+class Engine(ABC):
+    """Computes per-sample gradients of one module.
+
+    Args:
+        module: the model. It is run by `functional_call`, with parameters handed in: its own
+            parameters never meet autograd.
+        accumulate_dtype: the least precise dtype of norms and sums.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, module: nn.Module, *, accumulate_dtype: torch.dtype = torch.float32) -> None:
+        self.module = module
+        self.accumulate_dtype = accumulate_dtype
+        self._layouts: dict[object, OutputLayout] = {}
+
+    @abstractmethod
+    def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> ForwardPass:
+        """Run the model on a batch of at least one example.
+
+        Args:
+            batch: the arguments.
+            trainable: the parameters to differentiate by, by name.
+        """
+
+    def layout_of(self, call: FrozenCall, trainable: Mapping[str, Tensor], batch: ExampleBatch) -> OutputLayout:
+        """The layout of the module's output, measured once for each form of arguments."""
+        form = (self.module.training, repr(batch.spec), tuple(leaf.ndim for leaf in batch.row_leaves))
+        if form not in self._layouts:
+            self._layouts[form] = OutputLayout.measure(lambda rows: call(trainable, rows), batch)
+        return self._layouts[form]
+
+
+class FrozenCall:
+    """A module with its state taken out: a function of (trainable parameters, batch).
+
+    Buffers are copied, so that a forward that writes to them leaves the module as it was.
+    """
+
+    def __init__(self, module: nn.Module, trainable: Mapping[str, Tensor]) -> None:
+        self.module = module
+        self.fixed = {n: p.detach() for n, p in module.named_parameters() if n not in trainable}
+        self.buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
+        self._versions = {n: b._version for n, b in self.buffers.items()}
+
+    def __call__(self, parameters: Mapping[str, Tensor], batch: ExampleBatch) -> Any:
+        args, kwargs = batch.call_arguments()
+        return functional_call(self.module, {**parameters, **self.fixed, **self.buffers}, args, kwargs)
+
+    def refuse_written_buffers(self) -> None:
+        """Raise if a forward wrote to a buffer: state that would carry data from step to step."""
+        written = [n for n, b in self.buffers.items() if b._version != self._versions[n]]
+        if written:
+            raise ModelError(
+                f"The model's forward writes to its buffers {written}. State that is updated from private "
+                "data leaves through the saved model without noise. Freeze the modules that own them "
+                "(module.eval(), track_running_stats=False), or replace them, e.g. BatchNorm by GroupNorm."
+            )
+
+
+def detached(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same parameters as constants."""
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def is_differentiable(value: Any) -> bool:
+    """Whether a gradient can flow back through an output."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def accumulation_dtype(dtype: torch.dtype, least: torch.dtype) -> torch.dtype:
+    """The dtype in which values of `dtype` are added up: theirs, but at least `least`."""
+    return torch.promote_types(dtype, least)

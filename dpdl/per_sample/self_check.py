@@ -1,0 +1,109 @@
+"""The first batch's check of an engine against one-at-a-time autograd, on a few examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dpdl.errors import EngineMismatchError
+from dpdl.per_sample.batch import ExampleBatch
+from dpdl.per_sample.engine import Engine, FrozenCall, is_differentiable
+from dpdl.per_sample.loop import LoopEngine
+
+__all__ = ["refuse_mismatch"]
+
+# Examples compared, and the factor on the dtype's resolution by which two exact engines may differ
+# (a deep float32 network: 1e-4 seen, 1e-3 allowed; a wrong rule is off by its whole value).
+EXAMPLES = 2
+RESOLUTIONS = 1e4
+
+
+def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:
+    """Compare an engine on the first rows of `batch` with the model's plain forward and the loop's gradients.
+
+    All back-propagate the same fixed cotangents. Modules are in eval mode during the comparison, so that
+    dropout does not tell two right engines apart.
+
+    Raises:
+        EngineMismatchError: naming the outputs or parameters that differ, with the relative error.
+    """
+    rows = batch.rows(slice(0, EXAMPLES))
+    with _evaluating(engine.module):
+        _refuse_other_outputs(engine, rows, trainable)
+        if not isinstance(engine, LoopEngine):
+            _refuse_other_gradients(engine, rows, trainable)
+
+
+def _refuse_other_outputs(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:
+    forward = engine.forward(rows, trainable)
+    with torch.no_grad():
+        plain = forward.layout.leaves(FrozenCall(engine.module, trainable)(trainable, rows))
+    for i, (got, expected) in enumerate(zip(forward.outputs, plain, strict=True)):
+        if forward.layout.axes[i] is None or not is_differentiable(got):
+            continue
+        error = _relative_error(got, expected, expected.double().norm())
+        if error > _tolerance(expected.dtype):
+            raise EngineMismatchError(
+                f"The model's output {i} for {rows.size} examples together is not that for each alone "
+                f"(relative error {error:.1e}): its forward depends on how many examples there are. Remove "
+                "what looks at the batch size (x.shape[0], squeeze(), reductions over the batch)."
+            )
+
+
+def _refuse_other_gradients(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:
+    got = _gradients(engine, rows, trainable)
+    expected = _gradients(LoopEngine(engine.module, accumulate_dtype=torch.float64), rows, trainable)
+    scale = torch.sqrt(sum((g.double().square().sum() for g in expected.values()), start=torch.zeros(())))
+    errors = {name: _relative_error(got[name], reference, scale) for name, reference in expected.items()}
+    wrong = [f"{n} (relative error {e:.1e})" for n, e in errors.items() if e > _tolerance(trainable[n].dtype)]
+    if wrong:
+        raise EngineMismatchError(
+            f"Engine '{engine.name}' disagrees with one-at-a-time autograd on {', '.join(wrong)}. Training "
+            "would not follow the model. Use Execution(engine='loop'), and please report the module."
+        )
+
+
+def _relative_error(got: Tensor, expected: Tensor, scale: Tensor) -> float:
+    """L2 distance over `scale`; 0 where the expected value is not finite (such examples are left out)."""
+    if not bool(torch.isfinite(expected).all()):
+        return 0.0
+    return float((got.double() - expected.double()).norm() / scale.clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return RESOLUTIONS * torch.finfo(dtype).eps
+
+
+def _gradients(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    forward = engine.forward(rows, trainable)
+    generator = torch.Generator().manual_seed(0)
+    cotangents = {
+        i: torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device, leaf.dtype)
+        for i, leaf in enumerate(forward.outputs)
+        if is_differentiable(leaf)
+    }
+    # Unequal weights, so that gradients attributed to the wrong example do not cancel out.
+    weights = torch.arange(1, rows.size + 1, dtype=torch.float64) / rows.size
+    total: dict[str, Tensor] = {}
+    seen = 0
+    for part in forward.pull_back(cotangents):
+        count = part.norms().shape[0]
+        part_sum = part.weighted_sum(weights[seen : seen + count])
+        seen += count
+        for name, tensor in part_sum.items():
+            total[name] = total[name] + tensor if name in total else tensor
+    return total
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes:
+            child.training = training

@@ -1,0 +1,176 @@
+"""`make_private`: model, optimizer and loader become one private run."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from dpdl.clipping import flat_weights
+from dpdl.errors import LoaderError, ModelError, WrapError
+from dpdl.execution import Execution
+from dpdl.loader import PrivateLoader
+from dpdl.model import PrivateModel
+from dpdl.optim import PrivateOptimizer
+from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
+from dpdl.per_sample.runner import PerSampleRunner
+from dpdl.plan import PrivacyPlan
+from dpdl.run_state import RunState
+from dpdl.secure_random import RandomStream
+from dpdl.turns import Turns
+from dpdl.uniform_loader import uniform_loader_sizes
+
+__all__ = ["Private", "make_private"]
+
+_private_objects: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Private(NamedTuple):
+    """What `make_private` returns: use these three, and no longer what they were made from."""
+
+    model: PrivateModel
+    optimizer: PrivateOptimizer
+    loader: PrivateLoader
+
+
+def make_private(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader[Any],
+    plan: PrivacyPlan,
+    *,
+    execution: Execution | None = None,
+) -> Private:
+    """Couple a model, its optimizer and a loader into a run that carries out `plan`, and nothing else.
+
+    The training loop stays as it was: iterate the loader, zero_grad, forward, loss, backward, step.
+
+    Args:
+        model: a module that keeps examples apart. It is wrapped, not copied.
+        optimizer: built from the model's parameters; those it does not hold are not trained.
+        loader: an ordinary `DataLoader` over the private data; its sampler is replaced by Poisson sampling.
+        plan: the guarantee.
+        execution: speed and memory.
+
+    Returns:
+        (model, optimizer, loader).
+
+    Guarantee:
+        The weights after any number of `optimizer.step()` satisfy `optimizer.epsilon(delta)` at `delta` for
+        the plan's relation, under the assumptions that the report names.
+
+    Raises:
+        ModelError: batch normalisation in training mode, or nothing to train.
+        LoaderError: the loader does not treat examples alike, or is not the plan's.
+        WrapError: an object is private already, or of a kind that cannot be.
+    """
+    execution = execution or Execution()
+    _refuse_wrong_types(model, optimizer, loader, plan)
+    _refuse_used_objects(model, optimizer)
+    _refuse_optimizers_that_cannot(optimizer)
+    _refuse_foreign_parameters(model, optimizer)
+    refuse_mixing(find_batch_norms(model))
+    steps_per_pass = _steps_per_pass(loader, plan)
+
+    seed = execution.insecure_seed
+    randomness = RandomStream.from_os() if seed is None else RandomStream.from_insecure_seed(seed)
+    run = RunState(plan, randomness=randomness)
+    turns = Turns(clip=partial(flat_weights, max_grad_norm=plan.max_grad_norm), sensitivity=plan.max_grad_norm)
+    runner = PerSampleRunner(model, execution)
+    private_loader = PrivateLoader(
+        loader,
+        plan=plan,
+        steps_per_pass=steps_per_pass,
+        max_physical_batch_size=execution.max_physical_batch_size,
+        turns=turns,
+        run=run,
+    )
+    private_optimizer = PrivateOptimizer(
+        optimizer,
+        model=model,
+        plan=plan,
+        turns=turns,
+        run=run,
+        accumulate_dtype=execution.accumulate_dtype,
+        notes=lambda: runner.notes,
+        on_load=private_loader.resume_pass,
+    )
+    private_model = PrivateModel(model, runner=runner, turns=turns, trainable=private_optimizer.trainable)
+    _private_objects.add(model)
+    _private_objects.add(optimizer)
+    return Private(private_model, private_optimizer, private_loader)
+
+
+def _refuse_wrong_types(model: object, optimizer: object, loader: object, plan: object) -> None:
+    for name, value, kind in (
+        ("model", model, nn.Module),
+        ("optimizer", optimizer, torch.optim.Optimizer),
+        ("plan", plan, PrivacyPlan),
+    ):
+        if not isinstance(value, kind):
+            raise WrapError(
+                f"{name} must be a {kind.__name__}, got {type(value).__name__}. "
+                "The order is make_private(model, optimizer, loader, plan)."
+            )
+    if isinstance(loader, PrivateLoader):
+        raise WrapError("The loader is private already. Pass the DataLoader that it was made from.")
+
+
+def _refuse_used_objects(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for name, value, kind in (("model", model, PrivateModel), ("optimizer", optimizer, PrivateOptimizer)):
+        if isinstance(value, kind) or value in _private_objects:
+            raise WrapError(
+                f"The {name} is part of a private run already; a second one would not know what the first has "
+                "spent. Go on with what make_private returned, or start anew with copy.deepcopy of the plain "
+                "model and a new optimizer."
+            )
+
+
+def _refuse_optimizers_that_cannot(optimizer: torch.optim.Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise WrapError(
+            "LBFGS evaluates the loss several times a step, each of which would have to be released with noise. "
+            "Use a first-order optimizer such as SGD or Adam."
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise WrapError("SparseAdam needs sparse gradients, and noise is dense. Use Adam.")
+
+
+def _refuse_foreign_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    names = {id(p): n for n, p in model.named_parameters()}
+    for index, group in enumerate(optimizer.param_groups):
+        for position, p in enumerate(group["params"]):
+            if id(p) not in names:
+                raise WrapError(
+                    f"Parameter {position} of the optimizer's group {index} (shape {tuple(p.shape)}) is not a "
+                    "parameter of the model, so its gradients could not be protected. Build the optimizer from "
+                    "model.parameters(), and other parameters' optimizer apart."
+                )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(p.requires_grad and id(p) in held for p in model.parameters()):
+        raise ModelError(
+            "The optimizer holds no parameter that requires a gradient: nothing would be trained. Unfreeze "
+            "parameters with requires_grad_(True) before make_private."
+        )
+
+
+def _steps_per_pass(loader: DataLoader[Any], plan: PrivacyPlan) -> int:
+    size, batch_size, batches = uniform_loader_sizes(loader)
+    if plan.dataset_size is not None and plan.dataset_size != size:
+        raise LoaderError(
+            f"The plan was made for {plan.dataset_size} examples, but the loader's dataset has {size}. Make the "
+            "plan from this loader, e.g. with PrivacyPlan.for_loader."
+        )
+    expected = plan.sample_rate * size
+    if abs(expected - plan.expected_batch_size) > 0.05 * expected:
+        raise LoaderError(
+            f"The plan divides by expected_batch_size {plan.expected_batch_size:g}, but its sample rate "
+            f"{plan.sample_rate:g} draws {expected:g} of the loader's {size} examples a step. Make the plan from "
+            "this loader, e.g. with PrivacyPlan.for_loader."
+        )
+    return batches if batch_size == plan.expected_batch_size else math.ceil(size / plan.expected_batch_size)

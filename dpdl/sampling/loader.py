@@ -1,0 +1,89 @@
+"""The private loader: Poisson-sampled logical batches, in physical parts, from an ordinary loader's data."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from dpdl.sampling.poisson import PoissonSampler
+
+__all__ = ["PhysicalBatches"]
+
+
+class PhysicalBatches:
+    """Batches of a range of steps: what each step's draw selects, cut into parts, collated and loaded.
+
+    Args:
+        loader: where dataset, collate function, workers and memory pinning are taken from.
+        sampler: draws the examples of a step.
+        max_physical_batch_size: the most examples in a part; None for no limit.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Any], sampler: PoissonSampler, *, max_physical_batch_size: int | None
+    ) -> None:
+        self._loader = loader
+        self._sampler = sampler
+        self._limit = max_physical_batch_size
+
+    def of_steps(self, steps: range) -> Iterator[tuple[Any, int, bool]]:
+        """Batches in order, each with its size and whether it is the last part of its step."""
+        forms: deque[tuple[int, bool]] = deque()
+        batches = DataLoader(
+            self._loader.dataset,
+            batch_sampler=_Parts(self._sampler, steps, self._limit, forms),
+            collate_fn=_CollateAnySize(self._loader.dataset, self._loader.collate_fn),
+            num_workers=self._loader.num_workers,
+            pin_memory=self._loader.pin_memory,
+            timeout=self._loader.timeout,
+            worker_init_fn=self._loader.worker_init_fn,
+            multiprocessing_context=self._loader.multiprocessing_context,
+            generator=self._loader.generator,
+            prefetch_factor=self._loader.prefetch_factor,
+        )
+        for batch in batches:
+            yield batch, *forms.popleft()
+
+
+class _Parts:
+    """A batch sampler: index lists, and on the side their forms. Runs ahead of the loader's workers."""
+
+    def __init__(
+        self, sampler: PoissonSampler, steps: range, limit: int | None, forms: deque[tuple[int, bool]]
+    ) -> None:
+        self._sampler = sampler
+        self._steps = steps
+        self._limit = limit
+        self._forms = forms
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps:
+            drawn = self._sampler.draw(step).tolist()
+            limit = self._limit or max(1, len(drawn))
+            starts = range(0, max(1, len(drawn)), limit)
+            for start in starts:
+                part = drawn[start : start + limit]
+                self._forms.append((len(part), start == starts[-1]))
+                yield part
+
+
+class _CollateAnySize:
+    """A collate function that also takes no examples: shaped as a batch of the first one, then emptied."""
+
+    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] | None) -> None:
+        self._dataset = dataset
+        self._collate = collate or default_collate
+
+    def __call__(self, examples: list[Any]) -> Any:
+        if examples:
+            return self._collate(examples)
+        return tree_map(_emptied, self._collate([self._dataset[0]]))
+
+
+def _emptied(leaf: Any) -> Any:
+    return leaf[:0] if isinstance(leaf, Tensor) and leaf.ndim else leaf

@@ -1,0 +1,193 @@
+"""`dpdl train`: a private run on real images, with a progress bar, a closing table and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dpdl.data import load
+from dpdl.errors import CheckpointError, DataError, ParameterError
+from dpdl.execution import EngineName
+from dpdl.models import MODEL_NAMES
+from dpdl.plan import PrivacyPlan
+from dpdl.privacy_report import rounded_up
+from dpdl.report import plot_history, result_table
+from dpdl.training import CHECKPOINT, REPORT, WEIGHTS, HistoryPoint, Observer, OptimizerName, Settings, train
+
+__all__ = ["register"]
+
+PLOT = "training.png"
+EXIT_STOPPED = 130  # as after SIGINT
+
+EXAMPLES = """examples:
+  dpdl train                                        5,000 embedded MNIST digits, epsilon 3
+  dpdl train --data mnist/ --batch-size 512         full MNIST from its IDX files
+  dpdl train --data cifar-10-python.tar.gz          CIFAR-10
+  dpdl train --data photos/ --model mlp             photos/train/CLASS/*.jpg, photos/test/CLASS/*.jpg
+  dpdl train --resume --output dpdl-run             go on after Ctrl-C
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to an argparse parser's subparsers."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train an image classifier privately",
+        description="Train an image classifier with DP-SGD and report the privacy that it cost.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Settings()
+    add = parser.add_argument
+    add("--data", metavar="PATH", help="MNIST IDX files, CIFAR-10 python batches, a folder of images by class or a "
+        "tar of one; without it, the digits that the extra 'demo' brings")  # fmt: skip
+    add("--output", metavar="DIR", type=Path, default=Path("dpdl-run"), help="where results go (default: %(default)s)")
+    add("--resume", action="store_true", help="go on with the run in --output, with its settings")
+    add("--epsilon", type=float, help=f"privacy budget, from which the noise is computed (default: {default.epsilon})")
+    add("--noise-multiplier", type=float, metavar="SIGMA", help="the noise itself, instead of --epsilon")
+    add("--delta", type=float, help=f"(default: {default.delta})")
+    add("--max-grad-norm", type=float, metavar="C", help=f"clipping norm (default: {default.max_grad_norm})")
+    add("--epochs", type=int, help=f"(default: {default.epochs})")
+    add("--batch-size", type=int, metavar="N", help=f"expected examples in a step (default: {default.batch_size})")
+    add("--model", choices=MODEL_NAMES, help=f"(default: {default.model})")
+    add("--optimizer", choices=get_args(OptimizerName), help=f"(default: {default.optimizer})")
+    add("--lr", type=float, help=f"learning rate (default: {default.lr})")
+    add("--momentum", type=float, help=f"of sgd (default: {default.momentum})")
+    add("--engine", choices=[name for name in get_args(EngineName) if name != "tape"], help="(default: auto)")
+    add("--max-physical-batch-size", type=int, metavar="N", help="most examples in memory at once")
+    add("--device", help="(default: cpu)")
+    add("--insecure-seed", type=int, metavar="SEED", help="reproducible noise; for research only, the report says so")
+    add("--json", action="store_true", help="print the report as JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; the exit code."""
+    messages = Console(stderr=True)
+    output: Path = arguments.output
+    data_path, settings = _resumed_settings(arguments) if arguments.resume else _settings(arguments)
+    with messages.status("Reading images"):
+        data = load(data_path)
+    messages.print(str(data), highlight=False)
+    with _interrupts() as interrupted, _ProgressBar(messages, settings) as bar:
+        result = train(
+            settings,
+            data,
+            output=output,
+            data_path=data_path,
+            resume=arguments.resume,
+            observer=bar,
+            stop=lambda: bool(interrupted),
+        )
+    if arguments.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        Console().print(result_table(result))
+    written = [WEIGHTS, REPORT, CHECKPOINT]
+    try:
+        title = f"{data.name}, {'epsilon' if settings.epsilon else 'noise'} as planned"
+        plot_history(result.history, delta=settings.delta, title=title, path=output / PLOT)
+        written.append(PLOT)
+    except DataError as error:
+        messages.print(f"No plot was written. {error}", highlight=False)
+    messages.print(f"Written to {output}: {', '.join(written)}", highlight=False)
+    if not result.completed:
+        messages.print(f"Stopped. Go on with: dpdl train --resume --output {output}", highlight=False)
+        return EXIT_STOPPED
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[str | None, Settings]:
+    given = _given(arguments)
+    if "epsilon" in given and "noise_multiplier" in given:
+        raise ParameterError("Give --epsilon or --noise-multiplier, not both: one determines the other.")
+    if "noise_multiplier" in given:
+        given["epsilon"] = None
+    if (arguments.output / CHECKPOINT).exists():
+        raise CheckpointError(
+            f"{arguments.output} holds a run already. Go on with it by --resume, or choose another --output."
+        )
+    return arguments.data, Settings(**given)
+
+
+def _resumed_settings(arguments: argparse.Namespace) -> tuple[str | None, Settings]:
+    given = _given(arguments)
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ParameterError(f"--resume takes its settings from the saved run; leave out {options}.")
+    path = arguments.output / CHECKPOINT
+    try:
+        extra = torch.load(path, weights_only=True)["extra"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no run to resume in {arguments.output}: {path} is missing.") from error
+    return arguments.data or extra["data_path"], Settings.from_json(extra["settings"])
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that stood on the command line."""
+    values = {f.name: getattr(arguments, f.name) for f in fields(Settings)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects Ctrl-C (and SIGTERM) instead of dying in the middle of a step; the second one is not held."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _ProgressBar(Observer):
+    """Steps, accuracy and epsilon as they grow, on stderr."""
+
+    def __init__(self, console: Console, settings: Settings) -> None:
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epsilon <= {task.fields[epsilon]}  accuracy {task.fields[accuracy]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("training", total=None, epsilon="0.00", accuracy="-")
+
+    def __enter__(self) -> _ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def started(self, plan: PrivacyPlan, step: int) -> None:
+        """Show the plan."""
+        self._progress.console.print(str(plan), highlight=False)
+        self._progress.update(self._task, total=plan.steps, completed=step)
+
+    def stepped(self, step: int) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=step)
+
+    def looked(self, point: HistoryPoint) -> None:
+        """Show the numbers."""
+        self._progress.update(self._task, epsilon=rounded_up(point.epsilon), accuracy=f"{point.test_accuracy:.1%}")

@@ -1,0 +1,193 @@
+"""The mechanism adds N(0, (noise_multiplier * sensitivity)^2), fresh everywhere, or refuses."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from accountants import Gaussian
+from dpdl.errors import ParameterError
+from dpdl.noise import gaussian_mechanism, standard_normals
+from dpdl.secure_random import RandomStream
+from dpdl.types import ClippedSum, NoisyGradient
+
+NOISE_MULTIPLIER, SENSITIVITY = 1.3, 0.05
+STD = NOISE_MULTIPLIER * SENSITIVITY
+
+
+class Untouchable(RandomStream):
+    """A stream that fails the test when it is used."""
+
+    def words(self, *args: object, **kwargs: object) -> None:  # type: ignore[override]
+        raise AssertionError("the stream was used")
+
+
+def clipped(tensors: dict[str, Tensor], sensitivity: float = SENSITIVITY) -> ClippedSum:
+    return ClippedSum(tensors=tensors, sensitivity=sensitivity, examples=8, clipped=3, non_finite=0)
+
+
+def zeros(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    return {"weight": torch.zeros(60, 100, dtype=dtype), "bias": torch.zeros(7, dtype=dtype)}
+
+
+def add_noise(tensors: dict[str, Tensor], *, step: int = 0, seed: int = 0) -> NoisyGradient:
+    return gaussian_mechanism(
+        clipped(tensors),
+        noise_multiplier=NOISE_MULTIPLIER,
+        stream=RandomStream.from_insecure_seed(seed),
+        step=step,
+    )
+
+
+def std_is(std: float, noise: Tensor) -> bool:
+    """Chi-square test of a known mean's variance, p = 1e-4."""
+    below = chi2.cdf(float((noise.double() / std).square().sum()), noise.numel())
+    return bool(1e-4 < below < 1 - 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_std_is_multiplier_times_sensitivity_and_ten_percent_off_is_rejected(dtype: torch.dtype) -> None:
+    noise = add_noise(zeros(dtype)).tensors["weight"]
+    assert std_is(STD, noise)
+    assert not std_is(0.9 * STD, noise)
+    assert not std_is(1.1 * STD, noise)
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_std_follows_the_sensitivity(scale: float) -> None:
+    noisy = gaussian_mechanism(
+        clipped(zeros(), sensitivity=scale * SENSITIVITY),
+        noise_multiplier=NOISE_MULTIPLIER,
+        stream=RandomStream.from_insecure_seed(0),
+        step=0,
+    )
+    noise = noisy.tensors["weight"]
+    assert std_is(scale * STD, noise)
+    assert not std_is(0.9 * scale * STD, noise)
+    assert not std_is(1.1 * scale * STD, noise)
+
+
+def test_std_does_not_depend_on_the_sum() -> None:
+    total = {name: 1000 * torch.rand_like(zero) for name, zero in zeros(torch.float64).items()}
+    noisy = add_noise(total).tensors
+    assert std_is(STD, noisy["weight"] - total["weight"])
+    assert not std_is(0.9 * STD, noisy["weight"] - total["weight"])
+    assert not std_is(1.1 * STD, noisy["weight"] - total["weight"])
+
+
+def test_noise_is_added_in_float64_and_rounded_once() -> None:
+    total = {name: torch.rand_like(zero) for name, zero in zeros().items()}
+    noisy = add_noise(total, step=9).tensors
+    normals = standard_normals(RandomStream.from_insecure_seed(0), 6007, step=9)
+    bias, weight = normals.split([7, 6000])  # name order
+    for name, noise in (("bias", bias), ("weight", weight)):
+        expected = (total[name].double() + STD * noise.view(total[name].shape)).float()
+        assert noisy[name].dtype == torch.float32
+        assert torch.equal(noisy[name], expected)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """In standard errors."""
+    a, b = a.flatten().double() / STD, b.flatten().double() / STD
+    return abs(float(a @ b)) / math.sqrt(a.numel())
+
+
+def test_every_step_gets_fresh_noise() -> None:
+    first, second = (add_noise(zeros(), step=step).tensors["weight"] for step in (0, 1))
+    assert correlation(first, second) < 4.5
+    assert correlation(first, first) > 4.5
+
+
+def test_parameters_of_equal_shape_get_different_noise() -> None:
+    names = [f"layers.{i}.weight" for i in range(6)]
+    noise = add_noise({name: torch.zeros(40, 50) for name in names}).tensors
+    for i, first in enumerate(names):
+        for second in names[:i]:
+            assert not torch.equal(noise[first], noise[second])
+            assert correlation(noise[first], noise[second]) < 4.5
+
+
+def test_noise_does_not_depend_on_the_order_of_the_dict() -> None:
+    forwards = add_noise(zeros()).tensors
+    backwards = add_noise(dict(reversed(zeros().items()))).tensors
+    assert list(backwards) == ["bias", "weight"]
+    assert all(torch.equal(forwards[name], backwards[name]) for name in forwards)
+
+
+def test_scalars_empty_tensors_and_strides_keep_their_shapes() -> None:
+    tensors = {"scale": torch.zeros(()), "none": torch.zeros(0, 3), "t": torch.zeros(5, 4).t()}
+    noisy = add_noise(tensors).tensors
+    assert {name: tensor.shape for name, tensor in noisy.items()} == {
+        name: tensor.shape for name, tensor in tensors.items()
+    }
+    assert noisy["scale"] != 0
+
+
+def test_the_sum_is_left_as_it_was() -> None:
+    total = zeros()
+    add_noise(total)
+    assert all((tensor == 0).all() for tensor in total.values())
+
+
+def test_a_secure_stream_gives_other_noise_each_time() -> None:
+    runs = [
+        gaussian_mechanism(clipped(zeros()), noise_multiplier=1.0, stream=RandomStream.from_os(), step=0)
+        for _ in range(2)
+    ]
+    assert not torch.equal(runs[0].tensors["weight"], runs[1].tensors["weight"])
+
+
+def test_the_event_is_the_gaussian_that_was_added() -> None:
+    assert add_noise(zeros()).event == Gaussian(NOISE_MULTIPLIER)
+
+
+def test_noise_multiplier_zero_adds_nothing_and_leaves_the_stream_alone() -> None:
+    total = {"weight": torch.rand(3, 4)}
+    stream = Untouchable(bytes(32))
+    noisy = gaussian_mechanism(clipped(total), noise_multiplier=0.0, stream=stream, step=0)
+    assert torch.equal(noisy.tensors["weight"], total["weight"])
+    assert noisy.event == Gaussian(0.0)
+    with pytest.raises(AssertionError, match="the stream was used"):
+        gaussian_mechanism(clipped(total), noise_multiplier=1.0, stream=stream, step=0)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_noise_multipliers_out_of_range_are_refused(value: float) -> None:
+    with pytest.raises(ParameterError, match="noise_multiplier"):
+        gaussian_mechanism(clipped(zeros()), noise_multiplier=value, stream=Untouchable(bytes(32)), step=0)
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_non_finite_sum_is_refused_by_name(value: float, noise_multiplier: float) -> None:
+    total = zeros()
+    total["weight"][3, 4] = value
+    with pytest.raises(AssertionError, match="weight is not finite"):
+        gaussian_mechanism(
+            clipped(total), noise_multiplier=noise_multiplier, stream=Untouchable(bytes(32)), step=0
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_sum_in_half_precision_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(AssertionError, match="float32 is the least"):
+        add_noise(zeros(dtype))
+
+
+@pytest.mark.parametrize("sensitivity", [0.0, -1.0, math.nan, math.inf])
+def test_a_sensitivity_that_is_not_positive_is_refused(sensitivity: float) -> None:
+    with pytest.raises(AssertionError, match="sensitivity"):
+        gaussian_mechanism(
+            clipped(zeros(), sensitivity), noise_multiplier=1.0, stream=Untouchable(bytes(32)), step=0
+        )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_noise_goes_to_each_tensors_device() -> None:
+    total = {"bias": torch.zeros(7), "weight": torch.zeros(60, 100, device="cuda")}
+    noisy = add_noise(total).tensors
+    assert noisy["bias"].device.type == "cpu" and noisy["weight"].device.type == "cuda"
+    expected = add_noise(zeros()).tensors
+    assert torch.equal(noisy["weight"].cpu(), expected["weight"])
