@@ -21,6 +21,7 @@ from accountants.gdp_accountant import GDPAccountant
 from accountants.prv_accountant import PRVAccountant
 from accountants.rdp_accountant import RDPAccountant, rdp
 from accountants.queries import delta, dpsgd, epsilon, epsilon_curve, interval, new_accountant
+from accountants.trade_off_curve import trade_off
 from accountants.solvers import noise_multiplier, steps
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "noise_multiplier",
     "rdp",
     "steps",
+    "trade_off",
 ]

@@ -6,118 +6,200 @@ The window's tilt, width and resolution affect tightness only; whatever they are
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from accountants.composition import ComposedLaw, StepSpectrum, Window
+from accountants.composition import ComposedLaw, StepSpectrum, Window, combined
 from accountants.lattice import dominated, dominating
 from accountants.normal_form import Component, NormalForm
 from accountants.pairs import LossPair
 from accountants.rdp_accountant import best_moment, composed_log_moments, epsilon_score, log_delta_score
-from accountants.renyi import Direction
+from accountants.renyi import Direction, log_moments
 
 RELATIVE_WIDTH = 1e-4  # of the interval for epsilon: where refinement stops
-_COARSEST, _FINEST = 2**12, 2**19  # lattice points in the window
+RELATIVE_WIDTH_DELTA = 1e-3  # of the interval for delta
+COARSEST, FINEST = 2**12, 2**19  # lattice points in the window
 _TAIL_SHARE = 1e-7  # of delta, spent on each step's truncated tails, all steps together
 _WRAP_SHARE = 1e-8  # of delta, allowed to wrap around the window
 _ROUNDING_SHARE = 1e-7  # of delta, aimed at for rounding: T steps at 1e-14 each, scaled by the tilt
+_LEAST_LOG_DELTA = -690.0  # a delta below 1e-300 is left to the Renyi bound
+_MOST_SEPARATE = 8  # components whose spectra are kept apart, so that counts may change
 
 
 @dataclasses.dataclass(frozen=True)
 class Laws:
-    """Both bounds at one resolution."""
+    """Bounds on one composition from both sides, at one resolution."""
 
     window: Window
     upper: tuple[StepSpectrum, ...]
     lower: tuple[StepSpectrum, ...]
+    fixed_counts: tuple[int, ...] | None
+
+    def composed(self, counts: Sequence[int], *, upper: bool) -> ComposedLaw:
+        """The composed law for these counts."""
+        if self.fixed_counts is not None:
+            assert tuple(counts) == self.fixed_counts, "these spectra are already composed"
+            counts = [1]
+        return ComposedLaw(self.upper if upper else self.lower, counts, self.window, upper=upper)
+
+
+def build(form: NormalForm, direction: Direction, delta: float, window: Window) -> Laws:
+    """Both sides' laws of every component on `window`, for about `delta`."""
+    counts = [count for _, count in form.counts]
+    tail = max(delta * _TAIL_SHARE / sum(counts), 1e-300)
+    sides = []
+    for discretise in (dominating, dominated):
+        spectra = (
+            StepSpectrum.of(
+                discretise(
+                    LossPair(component, direction), window.spacing, _dense(component, direction, window), tail
+                ),
+                window,
+            )
+            for component, _ in form.counts
+        )
+        sides.append(tuple(spectra) if is_separable(form) else (combined(spectra, counts),))
+    return Laws(window, sides[0], sides[1], None if is_separable(form) else tuple(counts))
+
+
+def is_separable(form: NormalForm) -> bool:
+    """Whether laws built for `form` serve other counts too."""
+    return len(form.counts) <= _MOST_SEPARATE
+
+
+def _dense(component: Component, direction: Direction, window: Window) -> tuple[float, float]:
+    """The losses of one step that the tilted composition sees: a window around 0 and around the tilted mean."""
+    nearby = window.tilt * np.array([1 - 1e-3, 1 + 1e-3])
+    below, above = log_moments(component, direction, nearby)
+    mean = float((above - below) / (nearby[1] - nearby[0]))
+    return min(0.0, mean) - window.width, max(0.0, mean) + window.width
+
+
+def place(form: NormalForm, direction: Direction, epsilon: float, delta: float, size: int) -> Window:
+    """The narrowest window that wraps and rounds little, for answers near (epsilon, delta)."""
+    log_delta = math.log(delta)
+    saddle, _ = best_moment(log_delta_score(form, [direction], epsilon))
+    trial = np.geomspace(1e-6, 64, 49)
+    mild = trial[composed_log_moments(form, direction, trial) <= 5.0]
+    top = max(8 * saddle, 2 * float(mild[-1]) if len(mild) else 0.0)
+    t = np.geomspace(min(saddle, top / 8) / 30, top, 49)
+    log_mass = composed_log_moments(form, direction, t)
+    allowed = -log_delta - math.log(_WRAP_SHARE)
+    # Chernoff at t_j for the wrap of tilt t_i: (K_j - t_j eps + allowed) / (t_j - t_i) for each j > i.
+    gaps = t[None, :] - t[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        right = np.where(gaps > 0, (log_mass - t * epsilon + allowed) / gaps, np.inf)
+    width = np.maximum(allowed / t, right.min(axis=1))
+    noise = log_mass - t * epsilon - log_delta
+    budget = max(math.log(_ROUNDING_SHARE / 1e-14 / sum(c for _, c in form.counts)), float(noise.min()) + 1)
+    best = int(np.argmin(np.where(noise <= budget, width, np.inf)))
+    extra = float(gaps[best, int(np.argmin(right[best]))])
+    return Window(float(t[best]), max(extra, float(t[best]) * 1e-3), _fitted(form, float(width[best]), size), size)
+
+
+def _fitted(form: NormalForm, width: float, size: int) -> float:
+    """A width not below `width` whose lattice divides the support of the commonest law with atoms, if any."""
+    atoms = [
+        (count, LossPair(component, "remove").support)
+        for component, count in form.counts
+        if LossPair(component, "remove").has_atoms
+    ]
+    if not atoms:
+        return width
+    _, (least, most) = max(atoms)
+    cells = math.floor((most - least) * size / width)
+    return (most - least) * size / cells if cells >= 1 else width
 
 
 class Certificate:
-    """Bounds for compositions of given components, up to given counts, near a given delta, in one direction.
+    """Bounds on epsilon for compositions of given components, up to given counts, at one delta, in one direction.
 
     Args:
         form: the components, with the greatest counts that will be asked about.
         direction: which pair.
-        delta: that the window is made for.
+        delta: of every question.
     """
 
     def __init__(self, form: NormalForm, direction: Direction, delta: float) -> None:
         self._form, self._direction, self._delta = form, direction, delta
-        self._pairs = [LossPair(component, direction) for component, _ in form.counts]
         self._counts = [count for _, count in form.counts]
-        _, self._ceiling = best_moment(epsilon_score(form, [direction], delta))
-        self._laws: list[Laws] = []
-        if 0 < self._ceiling < math.inf:
-            self._refine()
+        _, ceiling = best_moment(epsilon_score(form, [direction], delta))
+        self._ceiling = max(ceiling, 0.0)
 
-    def _refine(self) -> None:
-        """Coarse laws first, to place the window; then finer ones until the interval is narrow."""
+    def upper(self, counts: Sequence[int], ceiling: float) -> float:
+        """Upper bound on epsilon, at most `ceiling`, which must itself be an upper bound."""
+        laws = self._fine
+        return ceiling if laws is None else laws.composed(counts, upper=True).epsilon(self._delta, ceiling)
+
+    def lower(self, counts: Sequence[int], ceiling: float) -> float:
+        """Lower bound on epsilon, searched below `ceiling`."""
+        laws = self._fine
+        return 0.0 if laws is None else laws.composed(counts, upper=False).epsilon(self._delta, ceiling)
+
+    def is_below(self, counts: Sequence[int], epsilon: float) -> bool:
+        """Whether the coarse laws already prove that epsilon at this delta is at most `epsilon`."""
+        laws = self._coarse
+        return laws is not None and laws.composed(counts, upper=True).log_delta(epsilon) <= math.log(self._delta)
+
+    @functools.cached_property
+    def _coarse(self) -> Laws | None:
+        """Laws on the coarsest lattice, in a window placed by themselves; None where doubles overflow."""
+        if not 0 < self._ceiling < math.inf:
+            return None
         guess = self._ceiling
-        for _ in range(6):
-            coarse = self._build(self._window(guess, _COARSEST))
-            lower, upper = self._interval(coarse)
+        for _ in range(8):
+            laws = self._build(guess, COARSEST)
+            upper = laws.composed(self._counts, upper=True).epsilon(self._delta, self._ceiling)
             if upper > 0.8 * guess:
                 break
-            guess = max(upper, guess / 50)
-        self._laws.append(coarse)
-        size = _COARSEST
-        while upper > 0 and upper - lower > RELATIVE_WIDTH * upper and size < _FINEST:
-            # Second order: the width falls as 1 / size^2.
-            wanted = size * math.sqrt(1.5 * (upper - lower) / (RELATIVE_WIDTH * upper))
-            size = min(max(2 * size, 2 ** math.ceil(math.log2(min(wanted, _FINEST)))), 16 * size, _FINEST)
-            fine = self._build(self._window(upper, size))
-            lower, upper = self._interval(fine)
-            self._laws[1:] = [fine]
+            guess = max(upper, guess / 20)
+        return laws
+
+    @functools.cached_property
+    def _fine(self) -> Laws | None:
+        """Laws fine enough for RELATIVE_WIDTH at the greatest counts, or as fine as they get."""
+        laws = self._coarse
+        if laws is None:
+            return None
+        lower, upper = self._interval(laws)
+        while upper > 0 and upper - lower > RELATIVE_WIDTH * upper and laws.window.size < FINEST:
+            # Second order: the width falls as 1 / size^2, once the lattice resolves the law at all.
+            wanted = laws.window.size * math.sqrt(1.5 * (upper - lower) / (RELATIVE_WIDTH * upper))
+            size = 2 ** math.ceil(math.log2(min(wanted, 16 * laws.window.size, FINEST)))
+            laws = self._build(upper, max(size, 2 * laws.window.size))
+            lower, upper = self._interval(laws)
+        return laws
 
     def _interval(self, laws: Laws) -> tuple[float, float]:
-        ends = [
-            ComposedLaw(spectra, self._counts, laws.window, upper=side).epsilon(self._delta, self._ceiling)
-            for spectra, side in ((laws.lower, False), (laws.upper, True))
-        ]
-        return ends[0], ends[1]
+        upper = laws.composed(self._counts, upper=True).epsilon(self._delta, self._ceiling)
+        return laws.composed(self._counts, upper=False).epsilon(self._delta, upper), upper
 
-    def _build(self, window: Window) -> Laws:
-        tail = max(self._delta * _TAIL_SHARE / sum(self._counts), 1e-300)
-        upper = [dominating(pair, window.spacing, window.width, tail) for pair in self._pairs]
-        lower = [dominated(pair, window.spacing, window.width, tail) for pair in self._pairs]
-        return Laws(
-            window,
-            tuple(StepSpectrum.of(law, window) for law in upper),
-            tuple(StepSpectrum.of(law, window) for law in lower),
-        )
+    def _build(self, epsilon: float, size: int) -> Laws:
+        window = place(self._form, self._direction, epsilon, self._delta, size)
+        return build(self._form, self._direction, self._delta, window)
 
-    def _window(self, epsilon: float, size: int) -> Window:
-        """The narrowest window that wraps and rounds little, if the answer is about `epsilon`."""
-        form, direction = self._form, self._direction
-        saddle, _ = best_moment(log_delta_score(form, [direction], epsilon))
-        t = saddle * np.exp(np.linspace(math.log(1 / 30), math.log(8), 49))
-        log_mass = composed_log_moments(form, direction, t)
-        allowed = -math.log(self._delta) - math.log(_WRAP_SHARE)
-        left = allowed / t
-        # Chernoff at t_j for the wrap of tilt t_i: (K_j - t_j eps + allowed) / (t_j - t_i) for each j > i.
-        gaps = t[None, :] - t[:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            right = np.where(gaps > 0, (log_mass - t * epsilon + allowed) / gaps, np.inf)
-        width = np.maximum(left, right.min(axis=1))
-        noise = log_mass - t * epsilon - math.log(self._delta)
-        budget = max(math.log(_ROUNDING_SHARE / 1e-14 / sum(self._counts)), float(noise.min()) + 1)
-        best = int(np.argmin(np.where(noise <= budget, width, np.inf)))
-        extra = float(gaps[best, int(np.argmin(right[best]))])
-        return Window(tilt=float(t[best]), extra=extra, width=self._fitted(float(width[best]), size), size=size)
 
-    def _fitted(self, width: float, size: int) -> float:
-        """A width not below `width` whose lattice divides the support of the commonest law with atoms, if any."""
-        atoms = [(count, pair.support) for pair, count in zip(self._pairs, self._counts) if pair.has_atoms]
-        if not atoms or not math.isfinite(width):
-            return width
-        _, (least, most) = max(atoms)
-        cells = (most - least) * size / width
-        return (most - least) * size / math.floor(cells) if cells >= 1 else width
-
-    def upper(self, counts: list[int], delta: float, ceiling: float, *, coarse: bool = False) -> float:
-        """Upper bound on epsilon, at most `ceiling` (which must itself be an upper bound)."""
-        if not self._laws:
-            return min(ceiling, max(self._ceiling, 0.0)) if counts == self._counts else ceiling
-        laws = self._laws[0 if coarse else -1]
-        return ComposedLaw(laws.upper, counts, laws.window, upper=True).epsilon(delta, ceiling)
+def log_delta_interval(
+    form: NormalForm, direction: Direction, epsilon: float, known: float
+) -> tuple[float, float]:
+    """Bounds on log delta at epsilon; refined only while they may exceed `known`."""
+    _, upper = best_moment(log_delta_score(form, [direction], epsilon))
+    lower = -math.inf
+    counts = [count for _, count in form.counts]
+    size = 2 * COARSEST
+    guess = min(upper, math.log(0.5))
+    while upper > max(known, _LEAST_LOG_DELTA) and size <= FINEST:
+        delta = math.exp(guess)
+        laws = build(form, direction, delta, place(form, direction, epsilon, delta, size))
+        lower = max(lower, laws.composed(counts, upper=False).log_delta(epsilon))
+        upper = min(upper, laws.composed(counts, upper=True).log_delta(epsilon))
+        if upper - lower <= RELATIVE_WIDTH_DELTA:
+            break
+        if upper < guess - 3:  # the window was for another delta
+            guess = upper
+        else:
+            size *= 4
+    return lower, upper

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,37 @@ class StepSpectrum:
         return StepSpectrum(
             log_total, log_total_extra, log_transform, law.origin, math.log1p(-min(law.infinite, 0.5)), rounding
         )
+
+
+def combined(spectra: Iterable[StepSpectrum], counts: Sequence[int]) -> StepSpectrum:
+    """The composition of many spectra as one, without keeping them."""
+    total: StepSpectrum | None = None
+    for spectrum, count in zip(spectra, counts, strict=True):
+        # Rounding relative to F here; made absolute again at the end.
+        with np.errstate(divide="ignore"):
+            relative = np.log(count * spectrum.rounding) - spectrum.log_transform.real
+        repeated = StepSpectrum(
+            count * spectrum.log_mass,
+            count * spectrum.log_mass_extra,
+            count * spectrum.log_transform,
+            count * spectrum.origin,
+            count * spectrum.log_finite,
+            relative,
+        )
+        if total is None:
+            total = repeated
+        else:
+            total = StepSpectrum(
+                total.log_mass + repeated.log_mass,
+                total.log_mass_extra + repeated.log_mass_extra,
+                total.log_transform + repeated.log_transform,
+                total.origin + repeated.origin,
+                total.log_finite + repeated.log_finite,
+                np.logaddexp(total.rounding, relative),
+            )
+    assert total is not None
+    rounding = np.exp(np.maximum(total.rounding + total.log_transform.real, -700.0))
+    return dataclasses.replace(total, rounding=rounding)
 
 
 def _normalised(log_weights: Array) -> tuple[Array, float]:
@@ -190,17 +221,25 @@ class ComposedLaw:
     def epsilon(self, delta: float, ceiling: float) -> float:
         """The epsilon at which the bound is delta, rounded to the safe side; within [0, ceiling].
 
-        An upper law gives the least epsilon that it proves (ceiling if it proves none below), a lower law an
-        epsilon that the truth is not below.
+        An upper law gives the least epsilon that it proves (ceiling if it proves none below); a lower law, an epsilon
+        that the truth is not below (0 if it finds none: far below the window's place its bound is void).
         """
         target = math.log(delta)
-        # The bounds fall in epsilon, but for what wraps around from the left in a lower bound.
-        excess: Callable[[float], float] = lambda e: max(self.log_delta(e) - target, -1e6)
+
+        def excess(epsilon: float) -> float:
+            return max(self.log_delta(epsilon) - target, -1e6)
+
         if excess(ceiling) > 0:
             return ceiling
-        if excess(0.0) <= 0:
+        floor = 0.0
+        if not self._upper:
+            step = ceiling * 1e-6
+            floor = ceiling
+            while floor > 0 and excess(floor) <= 0:
+                floor, step = max(floor - step, 0.0), step * 3
+        if excess(floor) <= 0:
             return 0.0
-        root = float(optimize.brentq(excess, 0.0, ceiling, xtol=1e-300, rtol=1e-11))
+        root = float(optimize.brentq(excess, floor, ceiling, xtol=1e-300, rtol=1e-11))
         margin = _EPSILON_ROUNDING * (root + abs(self._base) * 1e-3)
         if self._upper:
             while root < ceiling and excess(root) > 0:

@@ -66,20 +66,20 @@ class LatticeLaw:
         return LatticeLaw(index[keep], mass[keep], origin, spacing, infinite)
 
 
-def dominating(pair: LossPair, spacing: float, reach: float, tail_mass: float) -> LatticeLaw:
+def dominating(pair: LossPair, spacing: float, dense: tuple[float, float], tail_mass: float) -> LatticeLaw:
     """The law on the lattice that is at least as revealing as `pair`.
 
     Args:
         pair: the step.
         spacing: of the lattice, > 0.
-        reach: losses within +-reach of 0 get every lattice point, those beyond get a geometric selection.
+        dense: losses in this range get every lattice point, those beyond get a geometric selection.
         tail_mass: P-mass each side that may be moved to the lowest point kept, or to infinity.
     """
     least, most = pair.support
     low, high = pair.tails(tail_mass)
-    origin = least if abs(least) <= reach else most if abs(most) <= reach else 0.0
+    origin = least if dense[0] <= least else most if most <= dense[1] else 0.0
     first, last = math.floor((low - origin) / spacing), math.ceil((high - origin) / spacing)
-    points = _selection(first, max(last, first + 1), round(origin / spacing), reach / spacing)
+    points = _selection(first, max(last, first + 1), origin, spacing, dense)
     t = origin + spacing * points
     t = _snapped(t, least, most)
     p, q = pair.cells(np.concatenate([[-np.inf], t, [np.inf]]))
@@ -94,15 +94,15 @@ def dominating(pair: LossPair, spacing: float, reach: float, tail_mass: float) -
     return LatticeLaw.of(points, mass, origin, spacing, above)
 
 
-def dominated(pair: LossPair, spacing: float, reach: float, tail_mass: float) -> LatticeLaw:
+def dominated(pair: LossPair, spacing: float, dense: tuple[float, float], tail_mass: float) -> LatticeLaw:
     """The law on the lattice that is at most as revealing as `pair`; arguments as in `dominating`.
 
     The P-mass below the lowest point kept is dropped.
     """
     least, most = pair.support
     low, high = pair.tails(tail_mass)
-    from_bottom = abs(least) <= reach and low - least < spacing
-    from_top = abs(most) <= reach and most - high < spacing
+    from_bottom = dense[0] <= least and low - least < spacing
+    from_top = most <= dense[1] and most - high < spacing
     if pair.has_atoms:
         origin = least if from_bottom else 0.0
     elif from_bottom:
@@ -117,7 +117,7 @@ def dominated(pair: LossPair, spacing: float, reach: float, tail_mass: float) ->
     if from_top and not pair.has_atoms:
         last = 0
     last = max(last, first + 1)
-    points = _selection(first, last, round(origin / spacing), reach / spacing)
+    points = _selection(first, last, origin, spacing, dense)
     # Cell k holds the losses between the midpoints around points[k]; beyond the dense part cells are wide.
     edges = origin + spacing * (points[:-1] + 0.5)
     if not pair.has_atoms:
@@ -200,13 +200,12 @@ def _balanced_end(pair: LossPair, spacing: float, end: float, inward: int) -> fl
     return end + inward * (edge - spacing / 2)
 
 
-def _selection(first: int, last: int, shift: int, reach: float) -> Indices:
-    """Indices from first to last: all within `reach` of the zero loss, geometrically fewer beyond."""
-    low, high = max(first, math.floor(-reach) - shift), min(last, math.ceil(reach) - shift)
-    if low >= high:  # the whole law is far from zero
-        low, high = first, min(last, first + 1)
-    dense = np.arange(low, high + 1, dtype=np.int64)
-    return np.concatenate([low - _growing(low - first)[::-1], dense, high + _growing(last - high)])
+def _selection(first: int, last: int, origin: float, spacing: float, dense: tuple[float, float]) -> Indices:
+    """Indices from first to last: all whose losses are in the dense range, geometrically fewer beyond."""
+    low = min(max(first, math.floor((dense[0] - origin) / spacing)), last - 1)
+    high = max(min(last, math.ceil((dense[1] - origin) / spacing)), low + 1)
+    inside = np.arange(low, high + 1, dtype=np.int64)
+    return np.concatenate([low - _growing(low - first)[::-1], inside, high + _growing(last - high)])
 
 
 def _growing(distance: int) -> Indices:

@@ -31,7 +31,8 @@ Array = NDArray[np.float64]
 
 SLACK = 1e-10  # relative: added to every moment, above the quadrature's error (tests/accountants/test_rdp.py)
 _TAIL = 12.0  # standard deviations kept each side: what is cut weighs exp(-72)
-_NODES = 2**18  # the most nodes of one quadrature; a scale below 0.004 would need more
+_NODES = 2**16  # the most nodes of one quadrature; beyond, a convexity bound stands in
+_LEAST_LAPLACE = 1e-3  # below this scale, one step's pure epsilon of 1000 or more is bound enough
 _PANEL_X, _PANEL_W = np.polynomial.legendre.leggauss(16)
 
 
@@ -53,6 +54,9 @@ def log_moments(component: Component, direction: Direction, t: Array) -> Array:
         # Convexity of the divergence in its first argument: E L^a <= 1 - q + q E (A(1)/A(0))^a.
         moments = whole if rate == 1 else np.logaddexp(math.log1p(-rate), math.log(rate) + whole)
         return moments * (1 + SLACK)
+    if component.noise == "laplace" and scale < _LEAST_LAPLACE:
+        # Pure differential privacy: the loss is at most log(1 - q + q e^(1 / scale)) <= 1 / scale.
+        return t * (1 / scale) * (1 + SLACK)
     powers = 1 + t if direction == "remove" else -t
     log_weight, log_ratio, excess = _nodes(component, direction, _bucket(float(t.max())))
     return np.maximum(_log_expectation(powers, log_weight, log_ratio, excess), 0.0) * (1 + SLACK)
@@ -98,17 +102,15 @@ def _nodes(component: Component, direction: Direction, largest: float) -> tuple[
         log_weight = -x * x / (2 * scale * scale) - math.log(scale * math.sqrt(2 * math.pi) / step)
         loss = (2 * x - 1) / (2 * scale * scale)
     else:
-        # Between the two centres; outside, the ratio is constant: one atom each side.
-        count = max(1, math.ceil(1 / scale))
-        edges = np.linspace(0, 1, count + 1)
-        half = 0.5 / count
-        x = ((edges[:-1] + edges[1:])[:, None] / 2 + half * _PANEL_X).ravel()
+        # Between the two centres; outside, the ratio is constant: one atom each side. High moments live within
+        # scale / t of a centre, hence panels that halve towards both.
+        finer = 0.5 ** np.arange(1, max(0, math.ceil(math.log2(largest / scale))) + 4)
+        edges = np.unique(np.concatenate([np.linspace(0, 1, math.ceil(2 / scale) + 1), finer, 1 - finer]))
+        half = np.diff(edges)[:, None] / 2
+        x = (edges[:-1, None] + half * (1 + _PANEL_X)).ravel()
+        panel_weight = (half * _PANEL_W).ravel() / (2 * scale)
         log_weight = np.concatenate(
-            [
-                [math.log(0.5)],
-                -x / scale + np.log(np.tile(_PANEL_W, count) * half / (2 * scale)),
-                [math.log(0.5) - 1 / scale],
-            ]
+            [[math.log(0.5)], np.log(panel_weight) - x / scale, [math.log(0.5) - 1 / scale]]
         )
         loss = np.concatenate([[-1 / scale], (2 * x - 1) / scale, [1 / scale]])
     if rate == 1:

@@ -100,9 +100,7 @@ class RandomStream:
 
     def child(self, label: str) -> RandomStream:
         """An independent stream for one use, such as "noise" or "sampling"; same label, same child."""
-        key = hashlib.blake2b(
-            label.encode(), key=self._key, digest_size=_KEY_BYTES, person=_CHILD_DOMAIN
-        ).digest()
+        key = hashlib.blake2b(label.encode(), key=self._key, digest_size=_KEY_BYTES, person=_CHILD_DOMAIN).digest()
         return RandomStream(key, seed=self._seed, labels=(*self._labels, label))
 
     @property

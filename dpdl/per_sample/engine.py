@@ -114,9 +114,13 @@ class FrozenCall:
         args, kwargs = batch.call_arguments()
         return functional_call(self.module, {**parameters, **self.fixed, **self.buffers}, args, kwargs)
 
+    def written_buffers(self) -> list[str]:
+        """Buffers that a forward has written to."""
+        return [name for name, buffer in self.buffers.items() if buffer._version != self._versions[name]]
+
     def refuse_written_buffers(self) -> None:
         """Raise if a forward wrote to a buffer: state that would carry data from step to step."""
-        written = [n for n, b in self.buffers.items() if b._version != self._versions[n]]
+        written = self.written_buffers()
         if written:
             raise ModelError(
                 f"The model's forward writes to its buffers {written}. State that is updated from private "

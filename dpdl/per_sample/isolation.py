@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 from dpdl.errors import ExampleMixingError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import FrozenCall, is_differentiable
-from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.randomness import RandomState
 
 __all__ = ["Finding", "find_mixing", "refuse_mixing"]
@@ -82,8 +81,9 @@ def find_batch_norms(module: nn.Module) -> list[Finding]:
 def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
     """Every module of `module` that mixes the examples of `batch` or keeps state from them.
 
-    The model runs in the mode that it is in, twice, on at most four examples; its parameters, buffers and
-    torch's random state are left as they were.
+    The model runs in the mode that it is in, three times, on a few examples; its parameters, buffers and
+    torch's random state are left as they were. Whether examples mix is decided by the model's outputs; the
+    calls inside only tell where. A model whose only output is its own loss is judged by the calls inside.
 
     Args:
         module: the model.
@@ -94,38 +94,77 @@ def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
     """
     rows = batch.rows(slice(0, EXAMPLES))
     exchanged = _with_last_exchanged(rows)
-    others = rows.size - 1
+    longer = rows.with_row_leaves(tuple(torch.cat([r, r[:1]]) for r in rows.row_leaves), size=rows.size + 1)
     state = RandomState(batch.device)
-    first, before = _watched_run(module, rows, state)
-    second, _ = _watched_run(module, exchanged, state)
+    base = _watched_run(module, rows, state)
+    other = _watched_run(module, exchanged, state)
+    more = _watched_run(module, longer, state)
 
-    findings = [_state_finding(module, name) for name in before]
-    culprits: list[str] = []
-    for (name, inputs_a, outputs_a), (name_b, inputs_b, outputs_b) in zip(first, second, strict=False):
-        if name != name_b:
-            break  # control flow depends on the data; what follows cannot be compared call by call
-        if _moved(outputs_a, outputs_b, rows.size, others) and not _moved(inputs_a, inputs_b, rows.size, others):
-            inside = [c for c in culprits if c.startswith(f"{name}." if name else "")]
-            if not inside and name not in culprits:
-                culprits.append(name)
-    findings += [_mixing_finding(module, name) for name in culprits]
-    if not culprits and _final_output_moved(module, rows, exchanged, state):
-        findings.append(_mixing_finding(module, ""))
-    return findings
+    findings = [_state_finding(module, name) for name in base.written_buffers]
+    culprits = _culprits(base, other, more, others=rows.size - 1)
+    kept_apart = _stays(base.outputs, other.outputs, more.outputs, others=rows.size - 1)
+    if kept_apart is True or (kept_apart is None and not culprits):
+        return findings
+    return findings + [_mixing_finding(module, name) for name in culprits or [""]]
 
 
-_Call = tuple[str, list[Tensor], list[Tensor]]
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """One call of a submodule: its tensors before and after."""
+
+    name: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
 
 
-def _watched_run(module: nn.Module, rows: ExampleBatch, state: RandomState) -> tuple[list[_Call], list[str]]:
-    """All calls of submodules in order of their end, and the buffers that were written to."""
+@dataclass(frozen=True, kw_only=True)
+class _Watched:
+    """One run of the model: its calls in order of their end, its outputs, and which buffers it wrote to."""
+
+    calls: list[_Call]
+    outputs: list[Tensor]
+    written_buffers: list[str]
+
+
+def _watched_run(module: nn.Module, rows: ExampleBatch, state: RandomState) -> _Watched:
     calls: list[_Call] = []
     with _watching(module, calls), torch.no_grad(), state.replayed():
         frozen = FrozenCall(module, {})
-        frozen({}, rows)
-    originals = dict(module.named_buffers())
-    written = [n for n, b in frozen.buffers.items() if not torch.equal(b.nan_to_num(), originals[n].nan_to_num())]
-    return calls, written
+        outputs = _copies(frozen({}, rows))
+    return _Watched(calls=calls, outputs=outputs, written_buffers=frozen.written_buffers())
+
+
+def _culprits(base: _Watched, other: _Watched, more: _Watched, *, others: int) -> list[str]:
+    """Modules whose outputs for other examples moved although their inputs did not; innermost only."""
+    culprits: list[str] = []
+    for a, b, c in zip(base.calls, other.calls, more.calls, strict=False):
+        if not a.name == b.name == c.name:
+            break  # control flow depends on the data; what follows cannot be compared call by call
+        moved = _stays(a.outputs, b.outputs, c.outputs, others=others) is False
+        brought_in = _stays(a.inputs, b.inputs, c.inputs, others=others) is False
+        inside = [name for name in culprits if name.startswith(f"{a.name}." if a.name else "")]
+        if moved and not brought_in and not inside and a.name not in culprits:
+            culprits.append(a.name)
+    return culprits
+
+
+def _stays(base: list[Tensor], other: list[Tensor], more: list[Tensor], *, others: int) -> bool | None:
+    """Whether the first `others` examples have the same values; None if no tensor carries the batch.
+
+    The batch axis of a tensor is the one that grew when there was one example more.
+    """
+    seen = False
+    for a, b, c in zip(base, other, more, strict=False):
+        if a.ndim != c.ndim or a.shape != b.shape:
+            continue
+        grown = [axis for axis in range(a.ndim) if a.shape[axis] != c.shape[axis]]
+        if len(grown) != 1 or a.shape[grown[0]] % (others + 1):
+            continue
+        seen = True
+        length = a.shape[grown[0]] // (others + 1) * others
+        if _differs(a.narrow(grown[0], 0, length), b.narrow(grown[0], 0, length)):
+            return False
+    return True if seen else None
 
 
 @contextmanager
@@ -137,7 +176,7 @@ def _watching(module: nn.Module, calls: list[_Call]) -> Iterator[None]:
         pending.append(_copies((args, kwargs)))
 
     def after(name: str, output: Any) -> None:
-        calls.append((name, pending.pop(), _copies(output)))
+        calls.append(_Call(name=name, inputs=pending.pop(), outputs=_copies(output)))
 
     handles = []
     for name, child in module.named_modules():
@@ -154,36 +193,11 @@ def _copies(tree: Any) -> list[Tensor]:
     return [leaf.detach().clone() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _moved(before: list[Tensor], after: list[Tensor], size: int, others: int) -> bool:
-    """Whether a value of the first `others` of `size` examples differs, in tensors with the batch first."""
-    for a, b in zip(before, after, strict=False):
-        if a.ndim and a.shape == b.shape and a.shape[0] % size == 0:
-            rows = a.shape[0] // size * others
-            if _differs(a[:rows], b[:rows]):
-                return True
-    return False
-
-
 def _differs(a: Tensor, b: Tensor) -> bool:
     if not is_differentiable(a):
         return not torch.equal(a, b)
     scale = a.nan_to_num().abs().max() if a.numel() else a.new_zeros(())
     return not torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * float(scale), equal_nan=True)
-
-
-def _final_output_moved(module: nn.Module, rows: ExampleBatch, exchanged: ExampleBatch, state: RandomState) -> bool:
-    """The same question of the output alone, with the batch axis measured rather than assumed first."""
-    call = FrozenCall(module, {})
-    layout = OutputLayout.measure(lambda batch: call({}, batch), rows)
-    with torch.no_grad():
-        with state.replayed():
-            a = layout.leaves(call({}, rows))
-        with state.replayed():
-            b = layout.leaves(call({}, exchanged))
-    return any(
-        axis is not None and _differs(x.narrow(axis, 0, rows.size - 1), y.narrow(axis, 0, rows.size - 1))
-        for x, y, axis in zip(a, b, layout.axes, strict=True)
-    )
 
 
 def _with_last_exchanged(rows: ExampleBatch) -> ExampleBatch:

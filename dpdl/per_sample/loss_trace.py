@@ -1,16 +1,21 @@
 """Checks that a loss is the mean or sum over examples that it is declared to be, by running it again.
 
-On the first batch the model's outputs remember the operations that are applied to them, up to
+On the first batches the model's outputs remember the operations that are applied to them, up to
 `backward()`. There the loss is computed again for the first half of the examples alone. For a mean, the
 gradients of their outputs grow by N / half; for a sum, they stay; for a loss that mixes examples (a
 contrastive term, a mean weighted by class), neither.
+
+What belongs to the examples among the numbers and tensors that the loss uses is not marked, so it is read
+in several ways (`_READINGS`): the first half of a target, of a target with several rows an example, of a
+Python number that equals N (`loss.sum() / len(y)`). A relation that holds in any reading is possible. A
+mean is believed before a sum, because only a number that follows the batch can make a sum look like one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,20 +24,37 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dpdl.errors import LossError
 from dpdl.execution import LossReduction
 
-__all__ = ["LossTrace", "refuse_wrong_reduction"]
+__all__ = ["LossTrace"]
 
 # Relative difference of gradients that still counts as equal.
 TOLERANCE = 1e-3
 
-_Slicing = Callable[[Tensor, int], bool]
+Verdict = Literal["mean", "sum", "neither"]
 
-# Which of the tensors that meet the outputs in the loss carry examples? A target may have one row an
-# example, or several (tokens flattened into the batch), and a constant may have that many rows by chance.
-# The declaration stands if one reading of the loss confirms it.
-_SLICINGS: tuple[_Slicing, ...] = (
-    lambda tensor, size: tensor.shape[0] % size == 0,
-    lambda tensor, size: tensor.shape[0] == size,
-    lambda tensor, size: False,
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What is taken to follow the batch: whatever equals N, or is a multiple of N, or nothing.
+
+    Attributes:
+        rows: of a tensor's first axis.
+        numbers: of Python numbers.
+    """
+
+    rows: Literal["multiple", "equal", "none"]
+    numbers: Literal["multiple", "equal", "none"]
+
+    def scaled(self, value: float, size: int, part: int, what: Literal["rows", "numbers"]) -> float:
+        """A length or number as it would be for `part` instead of `size` examples."""
+        rule = self.rows if what == "rows" else self.numbers
+        follows = value == size if rule == "equal" else rule == "multiple" and value > 0 and value % size == 0
+        return type(value)(value / size * part) if follows else value
+
+
+_READINGS = tuple(
+    _Reading(rows=rows, numbers=numbers)
+    for rows in ("multiple", "equal", "none")
+    for numbers in ("multiple", "equal", "none")
 )
 
 
@@ -90,30 +112,25 @@ class LossTrace:
             return
         self._done = True
         half = self._size // 2
-        failure: LossError | None = None
-        confirmed = False
-        for slicing in _SLICINGS:
+        possible: set[Verdict] = set()
+        for reading in _READINGS:
             try:
-                whole = self._output_gradients(loss, self._size, slicing)
-                part = self._output_gradients(loss, half, slicing)
+                whole = self._output_gradients(loss, self._size, reading)
+                part = self._output_gradients(loss, half, reading)
             except (RuntimeError, ValueError, IndexError, TypeError, KeyError):
                 continue  # read like this, the loss cannot be computed for fewer examples
             rows = [g.narrow(axis, 0, half) for g, axis in zip(whole, self._axes, strict=True)]
-            try:
-                refuse_wrong_reduction(rows, part, size=self._size, half=half, loss_reduction=self._reduction)
-            except LossError as error:
-                failure = failure or error
-            else:
-                confirmed = True
-                break
+            relation = _relation(rows, part, size=self._size, half=half)
+            if relation is not None:
+                possible.add(relation)
         self._calls.clear()
         self._originals.clear()
         self.outputs.clear()
-        if failure is not None and not confirmed:
-            raise failure
-        self._on_checked(confirmed)
+        if possible:
+            _refuse_other_than(self._reduction, possible, size=self._size)
+        self._on_checked(bool(possible))
 
-    def _output_gradients(self, loss: Tensor, rows: int, slicing: _Slicing) -> list[Tensor]:
+    def _output_gradients(self, loss: Tensor, rows: int, reading: _Reading) -> list[Tensor]:
         """Gradients of the loss with respect to the outputs of the first `rows` examples alone."""
         starts = [
             original.narrow(axis, 0, rows).clone().requires_grad_()
@@ -124,14 +141,16 @@ class LossTrace:
             known = {id(followed): start * 1 for followed, start in zip(self.outputs, starts, strict=True)}
 
             def substitute(leaf: Any) -> Any:
+                if type(leaf) in (int, float):
+                    return reading.scaled(leaf, self._size, rows, "numbers")
                 if not isinstance(leaf, Tensor):
                     return leaf
                 if id(leaf) in known:
                     return known[id(leaf)]
                 # A copy: the loss may also write to tensors of its own, which must not happen twice.
                 copy = leaf.as_subclass(Tensor).detach().clone()
-                if copy.ndim and slicing(copy, self._size):
-                    return copy[: copy.shape[0] // self._size * rows]
+                if copy.ndim:
+                    copy = copy[: int(reading.scaled(copy.shape[0], self._size, rows, "rows"))]
                 return copy
 
             for call in self._calls:
@@ -150,39 +169,44 @@ class _TracedCall:
     results: list[Tensor]
 
 
-def refuse_wrong_reduction(
-    whole: list[Tensor], part: list[Tensor], *, size: int, half: int, loss_reduction: LossReduction
-) -> None:
-    """Compare output gradients of the same examples, computed among `size` and among `half` examples.
+def _relation(whole: list[Tensor], part: list[Tensor], *, size: int, half: int) -> Verdict | None:
+    """How output gradients of the same examples, among `size` and among `half` examples, are related.
 
-    Raises:
-        LossError: they are not related as `loss_reduction` says.
+    None if they are all zero, which says nothing.
     """
     a = torch.cat([g.flatten().double() for g in whole])
     b = torch.cat([g.flatten().double() for g in part])
     known = torch.isfinite(a) & torch.isfinite(b)
     a, b = a[known], b[known]
     if not bool((a != 0).any()) and not bool((b != 0).any()):
-        return  # a loss without gradient is both
+        return None
+    relations: dict[Verdict, float] = {"mean": size / half, "sum": 1.0}
+    for verdict, factor in relations.items():
+        if float((a * factor - b).norm()) <= TOLERANCE * float(b.norm()):
+            return verdict
+    return "neither"
 
-    def related_by(factor: float) -> bool:
-        return float((a * factor - b).norm()) <= TOLERANCE * float(b.norm())
 
-    is_mean, is_sum = related_by(size / half), related_by(1.0)
-    if (loss_reduction == "mean" and is_mean) or (loss_reduction == "sum" and is_sum):
+def _refuse_other_than(declared: LossReduction, possible: set[Verdict], *, size: int) -> None:
+    """Raise unless the loss is what was declared.
+
+    Raises:
+        LossError: saying what the loss is instead.
+    """
+    actual = next(verdict for verdict in ("mean", "sum", "neither") if verdict in possible)
+    if actual == declared:
         return
-    other = "mean" if is_mean else "sum" if is_sum else None
-    if other is not None:
+    if actual == "neither":
         raise LossError(
-            f"The loss is a {other} over the {size} examples of the batch, but loss_reduction="
-            f"{loss_reduction!r} was declared: every gradient would be clipped at the wrong length. Set "
-            f"Execution(loss_reduction={other!r}), or reduce the loss by a {loss_reduction}."
+            f"The loss is neither a mean nor a sum over the {size} examples of the batch: leaving examples out "
+            "changed the gradients of those that stay by more than a constant. A term that compares examples, "
+            "or a mean weighted by class or token, lets one example change another's gradient. Compute each "
+            f"example's own loss (reduction='none') and take its {declared}."
         )
     raise LossError(
-        f"The loss is neither a mean nor a sum over the {size} examples of the batch: leaving examples out "
-        "changed the gradients of those that stay by more than a constant. A term that compares examples, or "
-        "a mean weighted by class or token, lets one example change another's gradient. Compute "
-        f"each example's own loss (reduction='none') and take its {loss_reduction}."
+        f"The loss is a {actual} over the {size} examples of the batch, but loss_reduction={declared!r} was "
+        "declared: every gradient would be clipped at the wrong length. Set Execution(loss_reduction="
+        f"{actual!r}), or reduce the loss by a {declared}."
     )
 
 

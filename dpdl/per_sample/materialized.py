@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ class MaterializedGradients:
 
     def _norms(self, least: torch.dtype) -> Tensor:
         per_parameter = [
-            torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=accumulation_dtype(g.dtype, least))
+            torch.linalg.vector_norm(_rows(g), dim=1, dtype=accumulation_dtype(g.dtype, least))
             for g in self.tensors.values()
         ]
         widest = per_parameter[0].dtype
@@ -55,7 +56,7 @@ class MaterializedGradients:
         sums = {}
         for name, gradient in self.tensors.items():
             dtype = accumulation_dtype(gradient.dtype, self.accumulate_dtype)
-            rows, factors = gradient.flatten(1), weights.to(gradient.device, dtype)
+            rows, factors = _rows(gradient), weights.to(gradient.device, dtype)
             if not all_kept:
                 mask = kept.to(gradient.device)
                 rows, factors = rows[mask], factors[mask]
@@ -65,3 +66,8 @@ class MaterializedGradients:
     def materialize(self) -> dict[str, Tensor]:
         """The gradients themselves."""
         return self.tensors
+
+
+def _rows(gradient: Tensor) -> Tensor:
+    """[n, *shape] as [n, numel]; also for scalar parameters, and n = 0."""
+    return gradient.reshape(gradient.shape[0], math.prod(gradient.shape[1:]))

@@ -20,8 +20,9 @@ from dpdl.per_sample.self_check import refuse_mismatch
 
 __all__ = ["PerSampleRunner"]
 
-# Batches on which an unreadable loss is tried again before the report says that it was taken on trust.
-LOSS_CHECKS = 3
+# Batches on which the loss is checked: until it was confirmed for two sizes (a constant that happens to be
+# the first batch's size would pass for a mean once), or this often.
+LOSS_CHECKS = 4
 
 
 class PerSampleRunner:
@@ -39,7 +40,8 @@ class PerSampleRunner:
         self._engine_note = ""
         self._model_unchecked = execution.self_check
         self._loss_checks_left = LOSS_CHECKS if execution.self_check else 0
-        self._loss_confirmed = False
+        self._confirmed_sizes: set[int] = set()
+        self._reduced_by_us = False
 
     @property
     def engine_name(self) -> str | None:
@@ -50,7 +52,7 @@ class PerSampleRunner:
     def notes(self) -> list[str]:
         """What a report should say of how gradients were computed."""
         notes = [self._engine_note] if self._engine_note else []
-        if self._engine is not None and not self._loss_confirmed:
+        if self._engine is not None and not self._confirmed_sizes and not self._reduced_by_us:
             why = "could not be checked" if self.execution.self_check else "was not checked (self_check=False)"
             notes.append(f"that the loss is a {self.execution.loss_reduction} over examples was declared and {why}")
         return notes
@@ -101,19 +103,21 @@ class PerSampleRunner:
         ]
         if len(positions) < sum(is_differentiable(leaf) for leaf in leaves):
             # The model computes a loss itself: it was computed for each example and reduced as declared.
-            self._loss_checks_left, self._loss_confirmed = 0, True
+            self._loss_checks_left, self._reduced_by_us = 0, True
             return output
         trace = LossTrace(
             [leaves[i] for i in positions],
             batch_axes=[axis for i in positions if (axis := layout.axes[i]) is not None],
             batch_size=size,
             loss_reduction=self.execution.loss_reduction,
-            on_checked=self._loss_was_checked,
+            on_checked=lambda confirmed: self._loss_was_checked(size, confirmed),
         )
         for i, followed in zip(positions, list(trace.outputs), strict=True):
             leaves[i] = followed
         return tree_unflatten(leaves, spec)
 
-    def _loss_was_checked(self, confirmed: bool) -> None:
-        self._loss_confirmed = confirmed
-        self._loss_checks_left = 0 if confirmed else self._loss_checks_left - 1
+    def _loss_was_checked(self, size: int, confirmed: bool) -> None:
+        if confirmed:
+            self._confirmed_sizes.add(size)
+        done = len(self._confirmed_sizes) > 1
+        self._loss_checks_left = 0 if done else self._loss_checks_left - 1

@@ -165,9 +165,7 @@ def test_a_non_finite_sum_is_refused_by_name(value: float, noise_multiplier: flo
     total = zeros()
     total["weight"][3, 4] = value
     with pytest.raises(AssertionError, match="weight is not finite"):
-        gaussian_mechanism(
-            clipped(total), noise_multiplier=noise_multiplier, stream=Untouchable(bytes(32)), step=0
-        )
+        gaussian_mechanism(clipped(total), noise_multiplier=noise_multiplier, stream=Untouchable(bytes(32)), step=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -179,15 +177,14 @@ def test_a_sum_in_half_precision_is_refused(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("sensitivity", [0.0, -1.0, math.nan, math.inf])
 def test_a_sensitivity_that_is_not_positive_is_refused(sensitivity: float) -> None:
     with pytest.raises(AssertionError, match="sensitivity"):
-        gaussian_mechanism(
-            clipped(zeros(), sensitivity), noise_multiplier=1.0, stream=Untouchable(bytes(32)), step=0
-        )
+        gaussian_mechanism(clipped(zeros(), sensitivity), noise_multiplier=1.0, stream=Untouchable(bytes(32)), step=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_noise_goes_to_each_tensors_device() -> None:
     total = {"bias": torch.zeros(7), "weight": torch.zeros(60, 100, device="cuda")}
     noisy = add_noise(total).tensors
-    assert noisy["bias"].device.type == "cpu" and noisy["weight"].device.type == "cuda"
+    assert noisy["bias"].device.type == "cpu"
+    assert noisy["weight"].device.type == "cuda"
     expected = add_noise(zeros()).tensors
     assert torch.equal(noisy["weight"].cpu(), expected["weight"])

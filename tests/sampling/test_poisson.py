@@ -80,14 +80,16 @@ def test_inclusion_rate_is_q_and_nine_tenths_or_eleven_tenths_are_rejected(drawn
 def test_every_example_is_as_likely_as_the_next(drawn: NDArray[np.bool_]) -> None:
     assert examples_are_equal(Q, drawn)
     uneven = np.hstack([membership(N // 2, rate, STEPS) for rate in (0.9 * Q, 1.1 * Q)])
-    assert rate_is(Q, uneven) and not examples_are_equal(Q, uneven)
+    assert rate_is(Q, uneven)
+    assert not examples_are_equal(Q, uneven)
     assert not examples_are_equal(Q, membership(N, 0.9 * Q, STEPS))
     assert not examples_are_equal(Q, membership(N, 1.1 * Q, STEPS))
 
 
 def test_batch_sizes_vary_as_a_binomial_and_fixed_size_sampling_is_rejected(drawn: NDArray[np.bool_]) -> None:
     assert sizes_are_binomial(Q, drawn)
-    assert rate_is(Q, fixed_size(N, Q, STEPS)) and not sizes_are_binomial(Q, fixed_size(N, Q, STEPS))
+    assert rate_is(Q, fixed_size(N, Q, STEPS))
+    assert not sizes_are_binomial(Q, fixed_size(N, Q, STEPS))
     assert not sizes_are_binomial(Q, membership(N, 0.9 * Q, STEPS))
     assert not sizes_are_binomial(Q, membership(N, 1.1 * Q, STEPS))
 
