@@ -16,14 +16,15 @@ from accountants.composition import ComposedLaw, StepSpectrum, Window, combined
 from accountants.lattice import dominated, dominating
 from accountants.normal_form import Component, NormalForm
 from accountants.pairs import LossPair
-from accountants.rdp_accountant import best_moment, composed_log_moments, epsilon_score, log_delta_score
-from accountants.renyi import Direction, log_moments
+from accountants.rdp_accountant import best_moment, log_delta_score
+from accountants.renyi import Direction
+from accountants.sketch import Sketch
 
 RELATIVE_WIDTH = 1e-4  # of the interval for epsilon: where refinement stops
 RELATIVE_WIDTH_DELTA = 1e-3  # of the interval for delta
 COARSEST, FINEST = 2**12, 2**19  # lattice points in the window
-_TAIL_SHARE = 1e-7  # of delta, spent on each step's truncated tails, all steps together
-_WRAP_SHARE = 1e-8  # of delta, allowed to wrap around the window
+_TAIL_SHARE = 1e-5  # of delta, spent on each step's truncated tails, all steps together
+_WRAP_SHARE = 1e-6  # of delta, allowed to wrap around the window
 _ROUNDING_SHARE = 1e-7  # of delta, aimed at for rounding: T steps at 1e-14 each, scaled by the tilt
 _LEAST_LOG_DELTA = -690.0  # a delta below 1e-300 is left to the Renyi bound
 _MOST_SEPARATE = 8  # components whose spectra are kept apart, so that counts may change
@@ -49,20 +50,20 @@ class Laws:
 def build(form: NormalForm, direction: Direction, delta: float, window: Window) -> Laws:
     """Both sides' laws of every component on `window`, for about `delta`."""
     counts = [count for _, count in form.counts]
-    tail = max(delta * _TAIL_SHARE / sum(counts), 1e-300)
+    tail = tail_mass(form, delta)
     sides = []
     for discretise in (dominating, dominated):
         spectra = (
-            StepSpectrum.of(
-                discretise(
-                    LossPair(component, direction), window.spacing, _dense(component, direction, window), tail
-                ),
-                window,
-            )
-            for component, _ in form.counts
+            StepSpectrum.of(discretise(pair, window.spacing, _dense(pair, window, tail), tail), window)
+            for pair in (LossPair(component, direction) for component, _ in form.counts)
         )
         sides.append(tuple(spectra) if is_separable(form) else (combined(spectra, counts),))
     return Laws(window, sides[0], sides[1], None if is_separable(form) else tuple(counts))
+
+
+def tail_mass(form: NormalForm, delta: float) -> float:
+    """P-mass that one step's tails may lose."""
+    return max(delta * _TAIL_SHARE / sum(count for _, count in form.counts), 1e-300)
 
 
 def is_separable(form: NormalForm) -> bool:
@@ -70,23 +71,24 @@ def is_separable(form: NormalForm) -> bool:
     return len(form.counts) <= _MOST_SEPARATE
 
 
-def _dense(component: Component, direction: Direction, window: Window) -> tuple[float, float]:
+def _dense(pair: LossPair, window: Window, tail: float) -> tuple[float, float]:
     """The losses of one step that the tilted composition sees: a window around 0 and around the tilted mean."""
+    sketch = Sketch(NormalForm(((pair.component, 1),)), pair.direction, tail)
     nearby = window.tilt * np.array([1 - 1e-3, 1 + 1e-3])
-    below, above = log_moments(component, direction, nearby)
+    below, above = sketch.log_moments(nearby)
     mean = float((above - below) / (nearby[1] - nearby[0]))
     return min(0.0, mean) - window.width, max(0.0, mean) + window.width
 
 
-def place(form: NormalForm, direction: Direction, epsilon: float, delta: float, size: int) -> Window:
+def place(sketch: Sketch, form: NormalForm, epsilon: float, delta: float, size: int) -> Window:
     """The narrowest window that wraps and rounds little, for answers near (epsilon, delta)."""
     log_delta = math.log(delta)
-    saddle, _ = best_moment(log_delta_score(form, [direction], epsilon))
+    saddle, _ = best_moment(lambda t: sketch.log_delta_score(t, epsilon))
     trial = np.geomspace(1e-6, 64, 49)
-    mild = trial[composed_log_moments(form, direction, trial) <= 5.0]
+    mild = trial[sketch.log_moments(trial) <= 5.0]
     top = max(8 * saddle, 2 * float(mild[-1]) if len(mild) else 0.0)
     t = np.geomspace(min(saddle, top / 8) / 30, top, 49)
-    log_mass = composed_log_moments(form, direction, t)
+    log_mass = sketch.log_moments(t)
     allowed = -log_delta - math.log(_WRAP_SHARE)
     # Chernoff at t_j for the wrap of tilt t_i: (K_j - t_j eps + allowed) / (t_j - t_i) for each j > i.
     gaps = t[None, :] - t[:, None]
@@ -126,8 +128,9 @@ class Certificate:
     def __init__(self, form: NormalForm, direction: Direction, delta: float) -> None:
         self._form, self._direction, self._delta = form, direction, delta
         self._counts = [count for _, count in form.counts]
-        _, ceiling = best_moment(epsilon_score(form, [direction], delta))
-        self._ceiling = max(ceiling, 0.0)
+        self._sketch = Sketch(form, direction, tail_mass(form, delta))
+        _, guess = best_moment(lambda t: self._sketch.epsilon_score(t, delta))
+        self._guess = max(guess, 0.0)
 
     def upper(self, counts: Sequence[int], ceiling: float) -> float:
         """Upper bound on epsilon, at most `ceiling`, which must itself be an upper bound."""
@@ -147,12 +150,12 @@ class Certificate:
     @functools.cached_property
     def _coarse(self) -> Laws | None:
         """Laws on the coarsest lattice, in a window placed by themselves; None where doubles overflow."""
-        if not 0 < self._ceiling < math.inf:
+        if not 0 < self._guess < math.inf:
             return None
-        guess = self._ceiling
+        guess = self._guess
         for _ in range(8):
             laws = self._build(guess, COARSEST)
-            upper = laws.composed(self._counts, upper=True).epsilon(self._delta, self._ceiling)
+            upper = laws.composed(self._counts, upper=True).epsilon(self._delta, 2 * self._guess)
             if upper > 0.8 * guess:
                 break
             guess = max(upper, guess / 20)
@@ -174,11 +177,11 @@ class Certificate:
         return laws
 
     def _interval(self, laws: Laws) -> tuple[float, float]:
-        upper = laws.composed(self._counts, upper=True).epsilon(self._delta, self._ceiling)
+        upper = laws.composed(self._counts, upper=True).epsilon(self._delta, 2 * self._guess)
         return laws.composed(self._counts, upper=False).epsilon(self._delta, upper), upper
 
     def _build(self, epsilon: float, size: int) -> Laws:
-        window = place(self._form, self._direction, epsilon, self._delta, size)
+        window = place(self._sketch, self._form, epsilon, self._delta, size)
         return build(self._form, self._direction, self._delta, window)
 
 
@@ -193,7 +196,8 @@ def log_delta_interval(
     guess = min(upper, math.log(0.5))
     while upper > max(known, _LEAST_LOG_DELTA) and size <= FINEST:
         delta = math.exp(guess)
-        laws = build(form, direction, delta, place(form, direction, epsilon, delta, size))
+        sketch = Sketch(form, direction, tail_mass(form, delta))
+        laws = build(form, direction, delta, place(sketch, form, epsilon, delta, size))
         lower = max(lower, laws.composed(counts, upper=False).log_delta(epsilon))
         upper = min(upper, laws.composed(counts, upper=True).log_delta(epsilon))
         if upper - lower <= RELATIVE_WIDTH_DELTA:

@@ -111,6 +111,7 @@ class FrozenCall:
         self._versions = {n: b._version for n, b in self.buffers.items()}
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: ExampleBatch) -> Any:
+        """The module's output."""
         args, kwargs = batch.call_arguments()
         return functional_call(self.module, {**parameters, **self.fixed, **self.buffers}, args, kwargs)
 

@@ -26,6 +26,7 @@ class LoopEngine(Engine):
     name: ClassVar[str] = "loop"
 
     def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> ForwardPass:
+        """Run the model on a batch of at least one example; see `Engine.forward`."""
         call = FrozenCall(self.module, trainable)
         layout = self.layout_of(call, trainable, batch)
         leaves = {name: parameter.detach().requires_grad_() for name, parameter in trainable.items()}

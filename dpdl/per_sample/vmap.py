@@ -51,6 +51,7 @@ class VmapEngine(Engine):
         self._chunk_size = chunk_size
 
     def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> ForwardPass:
+        """Run the model on a batch of at least one example; see `Engine.forward`."""
         call = FrozenCall(self.module, trainable)
         layout = self.layout_of(call, trainable, batch)
         examples = _VmappedExamples(call, layout, batch, detached(trainable), self.accumulate_dtype)

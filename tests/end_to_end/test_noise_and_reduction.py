@@ -10,6 +10,7 @@ Seeds are fixed, so that what passes once passes always.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 import accountants
 import dpdl
-from dpdl.errors import LossError
+from dpdl.errors import LossError, StepError
 from tests.end_to_end.recorded_run import Record, numbered_loader, train
 from tests.oracles import one_at_a_time
 from tests.per_sample.case import cross_entropy_sum, normal, tokens
@@ -289,6 +290,28 @@ def test_an_unused_parameter_gets_noise_and_a_frozen_one_gets_nothing() -> None:
     assert_has_std(unused, 1.0)
     frozen = [weights["frozen.weight"] for weights in record.weights]
     assert all(torch.equal(frozen[0], f) for f in frozen)
+
+
+def test_a_plain_gradient_is_not_applied_by_freezing_its_parameter() -> None:
+    """The wrapped optimizer steps on whatever has a gradient, trainable or not."""
+    model = twins(torch.float32)
+    plan = dpdl.PrivacyPlan(
+        sample_rate=1.0, expected_batch_size=EXAMPLES, steps=1, noise_multiplier=1.0, max_grad_norm=1.0
+    )
+    private = dpdl.make_private(
+        model,
+        torch.optim.SGD(list(model.parameters()), lr=0.1),
+        numbered_loader(X.float(), Y, batch_size=EXAMPLES),
+        plan,
+    )
+    before = model.left.weight.detach().clone()
+    for x, y, _ in private.loader:
+        F.cross_entropy(private.model(x), y).backward()
+        (model.left.weight.grad,) = torch.autograd.grad(F.cross_entropy(model(x), y), [model.left.weight])
+        model.left.weight.requires_grad_(False)
+        with contextlib.suppress(StepError):
+            private.optimizer.step()
+    assert torch.equal(model.left.weight, before)
 
 
 @pytest.mark.parametrize("physical", [None, 2], ids=["whole", "twos"])

@@ -68,7 +68,7 @@ def per_sample_gradients(model: nn.Module, loss_fn: LossFunction, inputs: Inputs
 
 def norms_of(gradients: Mapping[str, Tensor]) -> Tensor:
     """L2 norm of each example's whole gradient, [N]."""
-    return torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
+    return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()
 
 
 def clipped_sum_of(gradients: Mapping[str, Tensor], max_grad_norm: float) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import dpdl
 from dpdl.errors import LossError, ParameterError
 from tests.oracles import one_at_a_time as oracle
-from tests.per_sample.case import ENGINES, N, cross_entropy_sum, language_model_mean, mse_sum
+from tests.per_sample.case import ENGINES, N, cross_entropy_sum, language_model_mean, language_model_sum, mse_sum
 from tests.per_sample.small_models import BY_NAME
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
@@ -33,6 +33,11 @@ def class_weighted_sum(outputs: Tensor, targets: Tensor) -> Tensor:
 def mean_by_hand(outputs: Tensor, targets: Tensor) -> Tensor:
     """The divisor is a Python number that no trace of tensor operations sees change with the batch."""
     return F.cross_entropy(outputs, targets, reduction="sum") / max(len(targets), 1)
+
+
+def mean_by_tensor(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The same, with the divisor in a tensor."""
+    return F.cross_entropy(outputs, targets, reduction="sum") / torch.ones_like(targets).sum().clamp(min=1)
 
 
 def pairwise(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -58,6 +63,7 @@ def test_mean_and_sum_give_the_same_gradients(engine: str, function: Callable) -
         ("mean", class_weighted),
         ("sum", class_weighted),
         ("sum", mean_by_hand),
+        ("sum", mean_by_tensor),
         ("mean", pairwise),
         ("sum", pairwise),
     ],
@@ -100,9 +106,10 @@ def test_a_weighted_sum_is_a_sum(engine: str) -> None:
     assert oracle.worst_error(measured, true)[0] <= 1e-9
 
 
-def test_a_mean_divided_by_hand_is_a_mean(engine: str) -> None:
-    measured = dpdl.per_sample_gradients(CASE.module(), mean_by_hand, *CASE.batch(), engine=engine)
-    true = oracle.per_sample_gradients(CASE.module(), mean_by_hand, *CASE.batch())
+@pytest.mark.parametrize("loss_fn", [mean_by_hand, mean_by_tensor])
+def test_a_mean_divided_by_hand_is_a_mean(engine: str, loss_fn: Callable[[Tensor, Tensor], Tensor]) -> None:
+    measured = dpdl.per_sample_gradients(CASE.module(), loss_fn, *CASE.batch(), engine=engine)
+    true = oracle.per_sample_gradients(CASE.module(), loss_fn, *CASE.batch())
     assert oracle.worst_error(measured, true)[0] <= 1e-9
 
 
@@ -114,6 +121,23 @@ def test_a_mean_over_unevenly_padded_tokens_is_refused(engine: str) -> None:
             lambda o, y: F.cross_entropy(o.reshape(-1, o.shape[-1]), y.reshape(-1), ignore_index=-1),
             *padded.batch(),
             engine=engine,
+        )
+
+
+@pytest.mark.parametrize("declared", ["mean", "sum"])
+def test_a_sum_over_the_batchs_count_of_real_tokens_is_refused(engine: str, declared: str) -> None:
+    """The count is a number that no trace connects to the examples; it ties their shares together."""
+    case = BY_NAME["language_model_padded_sum"]
+    inputs, targets = case.batch()
+    targets[0, 1:3] = 0  # 17 real tokens: no multiple of the 5 examples
+    with pytest.raises(LossError):
+        dpdl.per_sample_gradients(
+            case.module(),
+            lambda o, y: language_model_sum(o, y) / (y != -1).sum(),
+            inputs,
+            targets,
+            engine=engine,
+            loss_reduction=declared,
         )
 
 
