@@ -72,12 +72,15 @@ def is_separable(form: NormalForm) -> bool:
 
 
 def _dense(pair: LossPair, window: Window, tail: float) -> tuple[float, float]:
-    """The losses of one step that the tilted composition sees: a window around 0 and around the tilted mean."""
+    """The losses of one step that the tilted composition sees: all, or a window around their tilted mean."""
+    low, high = pair.tails(tail)
+    if high - low <= 4 * window.width:
+        return low - window.width, high + window.width
     sketch = Sketch(NormalForm(((pair.component, 1),)), pair.direction, tail)
     nearby = window.tilt * np.array([1 - 1e-3, 1 + 1e-3])
     below, above = sketch.log_moments(nearby)
     mean = float((above - below) / (nearby[1] - nearby[0]))
-    return min(0.0, mean) - window.width, max(0.0, mean) + window.width
+    return mean - window.width, mean + window.width
 
 
 def place(sketch: Sketch, form: NormalForm, epsilon: float, delta: float, size: int) -> Window:
@@ -131,6 +134,7 @@ class Certificate:
         self._sketch = Sketch(form, direction, tail_mass(form, delta))
         _, guess = best_moment(lambda t: self._sketch.epsilon_score(t, delta))
         self._guess = max(guess, 0.0)
+        self._ceiling = 1.001 * guess if guess > 0 else 1.0  # where to stop looking; it need not be a bound
 
     def upper(self, counts: Sequence[int], ceiling: float) -> float:
         """Upper bound on epsilon, at most `ceiling`, which must itself be an upper bound."""
@@ -150,12 +154,12 @@ class Certificate:
     @functools.cached_property
     def _coarse(self) -> Laws | None:
         """Laws on the coarsest lattice, in a window placed by themselves; None where doubles overflow."""
-        if not 0 < self._guess < math.inf:
+        if not self._guess < math.inf:
             return None
         guess = self._guess
         for _ in range(8):
             laws = self._build(guess, COARSEST)
-            upper = laws.composed(self._counts, upper=True).epsilon(self._delta, 2 * self._guess)
+            upper = laws.composed(self._counts, upper=True).epsilon(self._delta, self._ceiling)
             if upper > 0.8 * guess:
                 break
             guess = max(upper, guess / 20)
@@ -172,12 +176,12 @@ class Certificate:
             # Second order: the width falls as 1 / size^2, once the lattice resolves the law at all.
             wanted = laws.window.size * math.sqrt(1.5 * (upper - lower) / (RELATIVE_WIDTH * upper))
             size = 2 ** math.ceil(math.log2(min(wanted, 16 * laws.window.size, FINEST)))
-            laws = self._build(upper, max(size, 2 * laws.window.size))
+            laws = self._build(min(upper, self._guess), max(size, 2 * laws.window.size))
             lower, upper = self._interval(laws)
         return laws
 
     def _interval(self, laws: Laws) -> tuple[float, float]:
-        upper = laws.composed(self._counts, upper=True).epsilon(self._delta, 2 * self._guess)
+        upper = laws.composed(self._counts, upper=True).epsilon(self._delta, self._ceiling)
         return laws.composed(self._counts, upper=False).epsilon(self._delta, upper), upper
 
     def _build(self, epsilon: float, size: int) -> Laws:

@@ -24,6 +24,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -143,6 +144,23 @@ def _normalised(log_weights: Array) -> tuple[Array, float]:
     return weights, top + math.log(total)
 
 
+@functools.lru_cache(maxsize=16)
+def _hockey_stick(window: Window) -> tuple[Complex, Complex, Array]:
+    """Transform of (1 - e^(eps - v))+ under the tilt, over N: its two parts, and a bound on their sum's size.
+
+    At distance d from eps to the next lattice point, the weight of a frequency is
+    e^(-t d) near - e^(-(t + 1) d) far, and its size at most |near - far| + h (t |near| + (t + 1) |far|) for d < h.
+    """
+    turns = 2 * math.pi / window.size * np.arange(window.size // 2 + 1)
+    multiplicity = np.full(len(turns), 2.0 / window.size)
+    multiplicity[[0, -1]] /= 2
+    tilt, spacing = window.tilt, window.spacing
+    near = multiplicity / -np.expm1(-tilt * spacing + 1j * turns)
+    far = multiplicity / -np.expm1(-(tilt + 1) * spacing + 1j * turns)
+    size = np.abs(near - far) + spacing * (tilt * np.abs(near) + (tilt + 1) * np.abs(far))
+    return near, far, size
+
+
 class ComposedLaw:
     """The periodic sum S for one choice of counts; bounds on delta(eps), and on the eps at a delta.
 
@@ -157,14 +175,7 @@ class ComposedLaw:
         self, spectra: Sequence[StepSpectrum], counts: Sequence[int], window: Window, *, upper: bool
     ) -> None:
         self._window, self._upper = window, upper
-        tilt, spacing = window.tilt, window.spacing
         half = window.size // 2
-        turns = 2 * math.pi / window.size * np.arange(half + 1)
-        near = 1 / -np.expm1(-tilt * spacing + 1j * turns)
-        far = 1 / -np.expm1(-(tilt + 1) * spacing + 1j * turns)
-        multiplicity = np.full(half + 1, 2.0)
-        multiplicity[[0, -1]] = 1.0
-
         total = np.zeros(half + 1, dtype=np.complex128)
         self._log_mass = self._log_mass_extra = self._base = log_finite = 0.0
         for spectrum, count in zip(spectra, counts, strict=True):
@@ -176,16 +187,15 @@ class ComposedLaw:
         self._infinite = -math.expm1(log_finite)
 
         # d(prod F^T) <= sum_c T_c |dF_c| |prod F^T| / |F_c|, frequency by frequency, against each weight's size.
-        size = np.abs(near - far) + spacing * (tilt * np.abs(near) + (tilt + 1) * np.abs(far))
         sensitivity = np.zeros(half + 1)
         for spectrum, count in zip(spectra, counts, strict=True):
             sensitivity += count * spectrum.rounding * np.exp(total.real - spectrum.log_transform.real)
+        near, far, size = _hockey_stick(window)
         kept = np.flatnonzero(total.real > _NEGLIGIBLE)
-        dropped = 2 * math.exp(_NEGLIGIBLE) * (half + 1 - len(kept)) * float(size.max())
-        self._error = (float(np.dot(multiplicity * size, sensitivity)) + dropped) / window.size
-
-        weights = multiplicity[kept] / window.size * np.exp(total[kept])
-        self._kept, self._near, self._far = kept, weights * near[kept], weights * far[kept]
+        dropped = math.exp(_NEGLIGIBLE) * (half + 1 - len(kept)) * float(size.max())
+        self._error = float(np.dot(size, sensitivity)) + dropped
+        powers = np.exp(total[kept])
+        self._kept, self._near, self._far = kept, powers * near[kept], powers * far[kept]
 
     def log_delta(self, epsilon: float) -> float:
         """log of the bound on delta at epsilon: upper or lower as the laws are; -inf where the lower bound is 0."""

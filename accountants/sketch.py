@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import special
 
 from accountants.lattice import dominating
 from accountants.normal_form import Component, NormalForm
@@ -43,7 +42,9 @@ class Sketch:
         """log E exp(t * total loss), losses that were cut left out; shape [M]."""
         total = np.zeros(len(t))
         for count, losses, log_mass in self._parts:
-            total += count * special.logsumexp(np.multiply.outer(t, losses) + log_mass, axis=1)
+            exponents = np.multiply.outer(t, losses) + log_mass
+            top = exponents.max(axis=1)
+            total += count * (top + np.log(np.exp(exponents - top[:, None]).sum(axis=1)))
         return total
 
     def epsilon_score(self, t: Array, delta: float) -> Array:

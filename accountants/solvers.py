@@ -67,55 +67,45 @@ def noise_multiplier(
     if count == 0 or rate == 0:
         spent(accountant, 1.0)  # refuses an unknown accountant or relation all the same
         return 0.0
+    start = rate * math.sqrt(2 * count * math.log(1.25 / delta)) / max(budget, 1e-6)
     quick = functools.partial(spent, "rdp")
-    exact = functools.partial(spent, accountant)
-    exact_at_top = exact(MOST_NOISE)
-    if exact_at_top > budget:
-        raise ParameterError(
-            f"epsilon {budget!r} at delta {delta!r} is out of reach: noise_multiplier {MOST_NOISE:g} still spends "
-            f"{exact_at_top:.3g}. Take fewer steps than {count}, or a larger delta or epsilon."
-        )
-    start = math.sqrt(2 * math.log(1.25 / delta)) / max(budget, 1e-6) * max(rate * math.sqrt(count), 1e-3)
-    if accountant == "gdp":
-        return _least(exact, budget, start, TOLERANCE)
-    rough = _least(quick, budget, start, 1e-2)
-    return rough if accountant == "rdp" and rough == LEAST_NOISE else _least(exact, budget, rough, TOLERANCE)
+    if accountant != "gdp" and quick(MOST_NOISE) <= budget:
+        start = _least(quick, budget, start, 1e-2)
+    return _least(functools.partial(spent, accountant), budget, start, TOLERANCE)
 
 
 def _least(spent: Callable[[float], float], budget: float, start: float, tolerance: float) -> float:
     """The least sigma in [LEAST_NOISE, MOST_NOISE] with spent(sigma) <= budget, within `tolerance`, from above.
 
-    The bracket (bad, good) shrinks by secant steps in log spent against log sigma, by halves where those fail.
+    Epsilon falls about as 1 / sigma: steps on that assumption until the budget is bracketed by (bad, good), then
+    secant steps in log epsilon against log sigma, by halves where those fail.
     """
-    good = min(max(start, LEAST_NOISE), MOST_NOISE)
-    good_value, factor = spent(good), 1.1
-    bad, bad_value = LEAST_NOISE, math.inf
-    if good_value <= budget:
-        while good > LEAST_NOISE:
-            trial = max(good / factor, LEAST_NOISE)
-            value = spent(trial)
-            if value > budget:
-                bad, bad_value = trial, value
-                break
-            good, good_value, factor = trial, value, factor**2
-        else:
-            return good
-    else:
-        while good_value > budget:
-            bad, bad_value = good, good_value
-            good, factor = min(good * factor, MOST_NOISE), factor**2
-            good_value = spent(good)
+    good, bad, good_value, bad_value = math.inf, 0.0, 0.0, math.inf
+    trial, stretch = min(max(start, LEAST_NOISE), MOST_NOISE), 1 + 4 * tolerance
     for attempt in range(200):
-        if good <= bad * (1 + tolerance):
-            break
-        trial = _secant(bad, bad_value, good, good_value, budget, tolerance) if attempt % 4 < 3 else None
-        trial = trial or math.sqrt(bad * good)
         value = spent(trial)
         if value <= budget:
             good, good_value = trial, value
         else:
             bad, bad_value = trial, value
-    return good
+        if good <= max(bad * (1 + tolerance), LEAST_NOISE):
+            return good
+        if bad >= MOST_NOISE:
+            raise ParameterError(
+                f"epsilon {budget!r} is out of reach: noise_multiplier {MOST_NOISE:g} still spends {bad_value:.3g}. "
+                "Take fewer steps, or a larger delta or epsilon."
+            )
+        ratio = value / budget if budget > 0 and 0 < value < math.inf else 0.0
+        if math.isinf(good):
+            trial = min(trial * (max(ratio, 1.0) if 0 < ratio < 2 else 2.0) * stretch, MOST_NOISE)
+            stretch *= stretch
+        elif bad == 0:
+            trial = max(trial * (min(ratio, 1.0) if ratio > 0.5 else 0.5) / stretch, LEAST_NOISE)
+            stretch *= stretch
+        else:
+            secant = _secant(bad, bad_value, good, good_value, budget, tolerance) if attempt % 4 else None
+            trial = secant or math.sqrt(bad * good)
+    raise AssertionError("200 steps halve any bracket of doubles below the tolerance")
 
 
 def _secant(

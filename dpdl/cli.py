@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from importlib import metadata
 
 import accountants.cli
-
 from dpdl import train_command
 from dpdl.errors import PrivacyError
 

@@ -60,7 +60,7 @@ class Ledger:
     @property
     def event(self) -> Event:
         """The composition of all releases."""
-        return Composed([entry.event * entry.count for entry in self._entries])
+        return Composed(tuple(entry.event * entry.count for entry in self._entries))
 
     def interval(self, delta: float) -> Interval:
         """A lower and an upper bound on the epsilon spent so far at `delta`."""

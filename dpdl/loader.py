@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -31,6 +31,7 @@ class PrivateLoader:
         max_physical_batch_size: the most examples in a part; None for no limit.
         turns: told of each part before it is handed out.
         run: knows which step is next.
+        begin_batch: given each batch and its size before it is handed out; returns what is handed out.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PrivateLoader:
         max_physical_batch_size: int | None,
         turns: Turns,
         run: RunState,
+        begin_batch: Callable[[Any, int], Any],
     ) -> None:
         self._loader = loader
         self._plan = plan
@@ -49,6 +51,7 @@ class PrivateLoader:
         self._max_physical_batch_size = max_physical_batch_size
         self._turns = turns
         self._run = run
+        self._begin_batch = begin_batch
         self._resuming = False
 
     @property
@@ -92,5 +95,5 @@ class PrivateLoader:
         )
         for batch, size, last in source:
             self._turns.open(size=size, last=last)
-            yield batch
+            yield self._begin_batch(batch, size)
             self._turns.refuse_unclosed()

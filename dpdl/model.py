@@ -15,7 +15,7 @@ from dpdl.errors import ModelError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import PerSampleGradients, detached
 from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
-from dpdl.per_sample.runner import PerSampleRunner
+from dpdl.per_sample.runner import PerSampleRunner, plain_arguments
 from dpdl.turns import Part, Turns
 
 __all__ = ["PrivateModel"]
@@ -78,6 +78,7 @@ class PrivateModel(nn.Module):
             StepError: training on anything but the private loader's current batch.
             ModelError: the module mixes examples, keeps state from them, or no engine can run it.
         """
+        args, kwargs = plain_arguments(args, kwargs)
         if not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim > 0]

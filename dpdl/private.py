@@ -89,6 +89,7 @@ def make_private(
         max_physical_batch_size=execution.max_physical_batch_size,
         turns=turns,
         run=run,
+        begin_batch=runner.begin_batch,
     )
     private_optimizer = PrivateOptimizer(
         optimizer,

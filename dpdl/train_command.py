@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -91,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             stop=lambda: bool(interrupted),
         )
     if arguments.json:
-        print(json.dumps(result.to_dict(), indent=2))
+        sys.stdout.write(json.dumps(result.to_dict(), indent=2) + "\n")
     else:
         Console().print(result_table(result))
     written = [WEIGHTS, REPORT, CHECKPOINT]

@@ -24,8 +24,8 @@ from dpdl.errors import CheckpointError, ParameterError
 from dpdl.execution import EngineName, Execution
 from dpdl.models import build_model
 from dpdl.plan import PrivacyPlan
-from dpdl.private import Private, make_private
 from dpdl.privacy_report import PrivacyReport
+from dpdl.private import Private, make_private
 
 __all__ = ["HistoryPoint", "Settings", "TrainingResult", "train"]
 

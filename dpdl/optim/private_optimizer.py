@@ -131,6 +131,9 @@ class PrivateOptimizer(torch.optim.Optimizer):
             self._with_unused(clipped), noise_multiplier=self.plan.noise_multiplier, stream=self._run.noise, step=step
         )
         parameters = dict(self._model.named_parameters())
+        for name in self._released.keys() - noisy.tensors.keys():
+            parameters[name].grad = None  # frozen since: an old gradient must not be applied again
+        self._released.clear()
         for name, total in noisy.tensors.items():
             average = total / self.plan.expected_batch_size
             parameters[name].grad = self._released[name] = average.to(parameters[name].dtype)
@@ -190,8 +193,9 @@ class PrivateOptimizer(torch.optim.Optimizer):
                     )
 
     def _refuse_foreign_gradients(self) -> None:
-        for name, p in self.trainable().items():
-            if p.grad is not None and p.grad is not self._released.get(name):
+        held = {id(p) for group in self.inner.param_groups for p in group["params"]}
+        for name, p in self._model.named_parameters():  # frozen ones too: the inner step would move them
+            if id(p) in held and p.grad is not None and p.grad is not self._released.get(name):
                 raise StepError(
                     f"Parameter '{name}' has a gradient that did not come from the private model: the plain "
                     "module was called, or another loss reaches it. Call the model that make_private returned, "
@@ -249,7 +253,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         private = {"plan": self.plan.to_json(), **self._run.state_dict()}
         return {**self.inner.state_dict(), _STATE_KEY: private}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a saved state: spending is remembered, noise is never reused.
 
         Raises:

@@ -149,6 +149,7 @@ def _backward(
     kwargs = inputs if isinstance(inputs, dict) else {}
     batch = ExampleBatch.from_call(args, kwargs)
     runner = PerSampleRunner(model, Execution(engine=engine, loss_reduction=loss_reduction))
+    targets = runner.begin_batch(targets, batch.size)
     with torch.enable_grad():
         loss = loss_fn(runner.forward(batch, _trainable(model), on_backward), targets)
     if not isinstance(loss, Tensor) or loss.ndim != 0:

@@ -1,14 +1,13 @@
 """Checks that a loss is the mean or sum over examples that it is declared to be, by running it again.
 
-On the first batches the model's outputs remember the operations that are applied to them, up to
-`backward()`. There the loss is computed again for the first half of the examples alone. For a mean, the
-gradients of their outputs grow by N / half; for a sum, they stay; for a loss that mixes examples (a
-contrastive term, a mean weighted by class), neither.
+On some batches the tensors of the batch, and the model's outputs, remember the operations that are applied
+to them, up to `backward()`. There the loss is computed again for the first half of the examples alone. For
+a mean, the gradients of their outputs grow by N / half; for a sum, they stay; for a loss that mixes
+examples (a contrastive term, a mean weighted by class, a mean over the batch's unpadded tokens), neither.
 
-What belongs to the examples among the numbers and tensors that the loss uses is not marked, so it is read
-in several ways (`_READINGS`): the first half of a target, of a target with several rows an example, of a
-Python number that equals N (`loss.sum() / len(y)`). A relation that holds in any reading is possible. A
-mean is believed before a sum, because only a number that follows the batch can make a sum look like one.
+What a loss takes from the batch as Python numbers (`len(y)`, `mask.sum().item()`) is not marked, so it is
+read in several ways (`_Reading`). A relation that holds in any reading is possible; a mean is believed
+before a sum, because only a number that follows the batch can make a sum look like a mean.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dpdl.errors import LossError
 from dpdl.execution import LossReduction
+from dpdl.per_sample.randomness import isolated_randomness
 
-__all__ = ["LossTrace"]
+__all__ = ["LossTrace", "untraced"]
 
 # Relative difference of gradients that still counts as equal.
 TOLERANCE = 1e-3
@@ -37,62 +37,120 @@ Verdict = Literal["mean", "sum", "neither"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """What is taken to follow the batch: whatever equals N, or is a multiple of N, or no number at all.
+    """What is taken to follow the batch, among what does not say so.
 
     Attributes:
-        rows: of a tensor's first axis.
-        numbers: of Python numbers.
+        rows: which lengths of other tensors' first axis: those equal to N, or multiples of it too.
+        numbers: which Python numbers: the same, or none.
+        items: whether a number that was read from a followed tensor is recognised by its value.
     """
 
     rows: Literal["multiple", "equal"]
     numbers: Literal["multiple", "equal", "none"]
+    items: bool
 
-    def scaled(self, value: float, size: int, part: int, what: Literal["rows", "numbers"]) -> float:
-        """A length or number as it would be for `part` instead of `size` examples."""
-        rule = self.rows if what == "rows" else self.numbers
-        follows = value == size if rule == "equal" else rule == "multiple" and value > 0 and value % size == 0
-        return type(value)(value / size * part) if follows else value
+    def length(self, value: int, size: int, part: int) -> int:
+        """An axis of length `value` among `size` examples, as it would be among `part`."""
+        return int(_scaled(value, size, part, self.rows))
+
+    def number(self, value: float, size: int, part: int) -> float:
+        """The same of a number."""
+        return type(value)(_scaled(value, size, part, self.numbers))
+
+
+def _scaled(value: float, size: int, part: int, rule: Literal["multiple", "equal", "none"]) -> float:
+    follows = value == size if rule == "equal" else rule == "multiple" and value > 0 and value % size == 0
+    return value / size * part if follows else value
 
 
 _READINGS = tuple(
-    _Reading(rows=rows, numbers=numbers)
+    _Reading(rows=rows, numbers=numbers, items=items)
+    for items in (True, False)
     for rows in ("multiple", "equal")
     for numbers in ("multiple", "equal", "none")
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Root:
+    """A tensor with which following begins.
+
+    Attributes:
+        followed: what the user is given.
+        original: its value, safe from writes in place.
+        axis: of the batch.
+        is_output: whether the model computed it; otherwise it is part of the batch.
+    """
+
+    followed: Tensor
+    original: Tensor
+    axis: int
+    is_output: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """An operation on followed tensors.
+
+    Attributes:
+        results: the tensors that it returned.
+        number: the Python number that it returned, if it returned one.
+    """
+
+    function: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    results: list[Tensor]
+    number: float | None
+
+    @property
+    def writes_in_place(self) -> bool:
+        """Whether it changes its first argument."""
+        name = getattr(self.function, "__name__", "")
+        return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
 class LossTrace:
-    """Follows outputs from the model to the loss.
+    """Follows a batch and the outputs computed from it to the loss.
 
     Args:
-        outputs: differentiable outputs of the model; use `self.outputs` in their place.
-        batch_axes: the batch axis of each.
         batch_size: N >= 2.
         loss_reduction: what was declared.
-        on_checked: called before the backward with whether the loss could be checked.
+        on_checked: called before the backward with whether the loss could be computed for fewer examples.
 
-    Raises (from `backward()` of a loss computed from the outputs):
+    Raises (from `backward()` of a loss computed from what is followed):
         LossError: the loss is not what was declared.
     """
 
     def __init__(
-        self,
-        outputs: list[Tensor],
-        *,
-        batch_axes: list[int],
-        batch_size: int,
-        loss_reduction: LossReduction,
-        on_checked: Callable[[bool], None],
+        self, *, batch_size: int, loss_reduction: LossReduction, on_checked: Callable[[bool], None]
     ) -> None:
-        self._axes = batch_axes
-        self._size = batch_size
+        self.batch_size = batch_size
         self._reduction = loss_reduction
         self._on_checked = on_checked
-        self._calls: list[_TracedCall] = []
+        self._roots: list[_Root] = []
+        self._calls: list[_Call] = []
         self._done = False
-        self._originals = [output.detach().clone() for output in outputs]
-        # Clones: an alias of a custom function's output could not be written to in place.
-        self.outputs = [self._follow(output.clone()) for output in outputs]
+
+    def follow_batch(self, batch: Any) -> Any:
+        """The same tree, with the tensors followed that carry the examples on their first axis."""
+
+        def follow(leaf: Any) -> Any:
+            carries = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.batch_size
+            return self._root(leaf, axis=0, is_output=False) if carries else leaf
+
+        return tree_map(follow, batch)
+
+    def follow_output(self, output: Tensor, *, axis: int) -> Tensor:
+        """A differentiable output of the model, followed."""
+        return self._root(output, axis=axis, is_output=True)
+
+    def _root(self, tensor: Tensor, *, axis: int, is_output: bool) -> Tensor:
+        # A clone, as an alias of a custom function's output could not be written to in place.
+        followed = self._follow(tensor.clone())
+        original = tensor.detach().clone()
+        self._roots.append(_Root(followed=followed, original=original, axis=axis, is_output=is_output))
+        return followed
 
     def _follow(self, tensor: Tensor) -> Tensor:
         followed = tensor.as_subclass(_Followed)
@@ -105,8 +163,10 @@ class LossTrace:
             return result
         result = tree_map(lambda leaf: self._follow(leaf) if isinstance(leaf, Tensor) else leaf, result)
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if results or function is Tensor.__setitem__:
-            self._calls.append(_TracedCall(function=function, args=args, kwargs=kwargs, results=results))
+        number = result if type(result) in (int, float) else None
+        call = _Call(function=function, args=args, kwargs=kwargs, results=results, number=number)
+        if results or number is not None or call.writes_in_place:
+            self._calls.append(call)
         return result
 
     def check(self, loss: Tensor) -> None:
@@ -114,62 +174,79 @@ class LossTrace:
         if self._done:
             return
         self._done = True
-        half = (self._size + 1) // 2
-        possible: set[Verdict] = set()
-        for reading in _READINGS:
-            try:
-                whole = self._output_gradients(loss, self._size, reading)
-                part = self._output_gradients(loss, half, reading)
-            except (RuntimeError, ValueError, IndexError, TypeError, KeyError):
-                continue  # read like this, the loss cannot be computed for fewer examples
-            rows = [g.narrow(axis, 0, half) for g, axis in zip(whole, self._axes, strict=True)]
-            relation = _relation(rows, part, size=self._size, half=half)
-            if relation is not None:
-                possible.add(relation)
+        possible = self._possible(loss)
+        self._roots.clear()
         self._calls.clear()
-        self._originals.clear()
-        self.outputs.clear()
         if possible:
-            _refuse_other_than(self._reduction, possible, size=self._size)
+            _refuse_other_than(self._reduction, possible, size=self.batch_size)
         self._on_checked(bool(possible))
 
-    def _output_gradients(self, loss: Tensor, rows: int, reading: _Reading) -> list[Tensor]:
+    def _possible(self, loss: Tensor) -> set[Verdict]:
+        """What the loss may be, by the readings in which it can be computed."""
+        half = (self.batch_size + 1) // 2
+        calls = self._calls_behind(loss)
+        possible: set[Verdict] = set()
+        for reading in _READINGS:
+            if possible and not reading.items and any(call.number is not None for call in calls):
+                break  # numbers read from tensors were recognised: that reading is the one
+            try:
+                whole = self._output_gradients(loss, calls, self.batch_size, reading)
+                part = self._output_gradients(loss, calls, half, reading)
+            except (RuntimeError, ValueError, IndexError, TypeError, KeyError, ZeroDivisionError):
+                continue  # read like this, the loss cannot be computed for fewer examples
+            axes = [root.axis for root in self._roots if root.is_output]
+            rows = [g.narrow(axis, 0, half) for g, axis in zip(whole, axes, strict=True)]
+            relation = _relation(rows, part, size=self.batch_size, half=half)
+            if relation is not None:
+                possible.add(relation)
+        return possible
+
+    def _calls_behind(self, loss: Tensor) -> list[_Call]:
+        """The calls that the loss, or a number read from a tensor, depends on; in order."""
+        needed = {id(loss)}
+        behind = []
+        for call in reversed(self._calls):
+            inputs = [id(leaf) for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, _Followed)]
+            wanted = any(id(result) in needed for result in call.results) or call.number is not None
+            if wanted or (call.writes_in_place and inputs and inputs[0] in needed):
+                behind.append(call)
+                needed.update(inputs)
+        return behind[::-1]
+
+    def _output_gradients(self, loss: Tensor, calls: list[_Call], rows: int, reading: _Reading) -> list[Tensor]:
         """Gradients of the loss with respect to the outputs of the first `rows` examples alone."""
-        starts = [
-            original.narrow(axis, 0, rows).clone().requires_grad_()
-            for original, axis in zip(self._originals, self._axes, strict=True)
-        ]
-        with torch._C.DisableTorchFunctionSubclass(), torch.enable_grad():
-            # * 1: an in-place loss may write to what it is given
-            known = {id(followed): start * 1 for followed, start in zip(self.outputs, starts, strict=True)}
+        starts: list[Tensor] = []
+        known: dict[int, Tensor] = {}
+        numbers: dict[float, float] = {}
 
-            def substitute(leaf: Any) -> Any:
-                if type(leaf) in (int, float):
-                    return reading.scaled(leaf, self._size, rows, "numbers")
-                if not isinstance(leaf, Tensor):
-                    return leaf
-                if id(leaf) in known:
-                    return known[id(leaf)]
-                # A copy: the loss may also write to tensors of its own, which must not happen twice.
-                copy = leaf.as_subclass(Tensor).detach().clone()
-                if copy.ndim:
-                    copy = copy[: int(reading.scaled(copy.shape[0], self._size, rows, "rows"))]
-                return copy
+        def substitute(leaf: Any) -> Any:
+            if type(leaf) in (int, float):
+                known_number = numbers.get(leaf) if reading.items else None
+                return reading.number(leaf, self.batch_size, rows) if known_number is None else known_number
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if id(leaf) in known:
+                return known[id(leaf)]
+            # A copy: the loss may also write to tensors of its own, which must not happen twice.
+            copy = untraced(leaf).detach().clone()
+            return copy[: reading.length(copy.shape[0], self.batch_size, rows)] if copy.ndim else copy
 
-            for call in self._calls:
+        device = self._roots[0].original.device
+        with torch._C.DisableTorchFunctionSubclass(), torch.enable_grad(), isolated_randomness(device):
+            for root in self._roots:
+                value = root.original.narrow(root.axis, 0, rows).clone()
+                if root.is_output:
+                    starts.append(value.requires_grad_())
+                    value = value * 1  # the loss may write to it in place
+                known[id(root.followed)] = value
+            for call in calls:
                 again = call.function(*tree_map(substitute, call.args), **tree_map(substitute, call.kwargs))
+                if call.number is not None:
+                    numbers[call.number] = again
                 fresh = [leaf for leaf in tree_leaves(again) if isinstance(leaf, Tensor)]
                 known.update({id(old): new for old, new in zip(call.results, fresh, strict=True)})
             found = torch.autograd.grad(known[id(loss)], starts, allow_unused=True)
         return [torch.zeros_like(s) if g is None else g for s, g in zip(starts, found, strict=True)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TracedCall:
-    function: Callable[..., Any]
-    args: Any
-    kwargs: Any
-    results: list[Tensor]
 
 
 def _relation(whole: list[Tensor], part: list[Tensor], *, size: int, half: int) -> Verdict | None:
@@ -222,23 +299,19 @@ class _Followed(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        """Carry out the operation on plain tensors, and remember it."""
         kwargs = kwargs or {}
-        trace = next(
-            (
-                leaf._trace
-                for leaf in tree_leaves((args, kwargs))
-                if isinstance(leaf, _Followed) and hasattr(leaf, "_trace")
-            ),
-            None,
-        )
+        followed = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, _Followed))
+        trace = next((leaf._trace for leaf in followed if hasattr(leaf, "_trace")), None)
         if func is Tensor.backward and trace is not None:
             trace.check(args[0])
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-        if trace is None or func in _ENDS:
+        if trace is None or func is Tensor.backward:
             return result
         return trace.record(func, args, kwargs, result)
 
 
-# Calls after which nothing differentiable is left to follow.
-_ENDS = {Tensor.backward, Tensor.detach}
+def untraced(value: Any) -> Any:
+    """A followed tensor as a plain one; anything else as it is."""
+    return value.as_subclass(Tensor) if isinstance(value, _Followed) else value

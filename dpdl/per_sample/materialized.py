@@ -44,7 +44,8 @@ class MaterializedGradients:
         for norm in per_parameter:
             widest = torch.promote_types(widest, norm.dtype)
         device = per_parameter[0].device
-        return torch.linalg.vector_norm(torch.stack([n.to(device, widest) for n in per_parameter]), dim=0)
+        norms: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device, widest) for n in per_parameter]), dim=0)
+        return norms
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
         """sum_n weights[n] * gradient_n, each shaped as its parameter.

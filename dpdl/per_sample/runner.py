@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from dpdl.execution import Execution
 from dpdl.per_sample.batch import ExampleBatch
@@ -14,14 +14,14 @@ from dpdl.per_sample.boundary import OnBackward, forward_with_boundary
 from dpdl.per_sample.engine import Engine, is_differentiable
 from dpdl.per_sample.isolation import find_batch_norms, find_mixing, refuse_mixing
 from dpdl.per_sample.layout import OutputLayout
-from dpdl.per_sample.loss_trace import LossTrace
+from dpdl.per_sample.loss_trace import LossTrace, untraced
 from dpdl.per_sample.select import select_engine
 from dpdl.per_sample.self_check import refuse_mismatch
 
-__all__ = ["PerSampleRunner"]
+__all__ = ["PerSampleRunner", "plain_arguments"]
 
-# Batches on which the loss is checked: until it was confirmed for two sizes (a constant that happens to be
-# the first batch's size would pass for a mean once), or this often.
+# The loss is checked on the first batches, until it was confirmed for two sizes (a constant that happens to
+# be the first batch's size would pass for a mean once) or this often; after that on batch 8, 16, 32, ...
 LOSS_CHECKS = 4
 
 
@@ -39,7 +39,8 @@ class PerSampleRunner:
         self._engine: Engine | None = None
         self._engine_note = ""
         self._model_unchecked = execution.self_check
-        self._loss_checks_left = LOSS_CHECKS if execution.self_check else 0
+        self._trace: LossTrace | None = None
+        self._batches = 0
         self._confirmed_sizes: set[int] = set()
         self._reduced_by_us = False
 
@@ -56,6 +57,30 @@ class PerSampleRunner:
             why = "could not be checked" if self.execution.self_check else "was not checked (self_check=False)"
             notes.append(f"that the loss is a {self.execution.loss_reduction} over examples was declared and {why}")
         return notes
+
+    def begin_batch(self, batch: Any, size: int) -> Any:
+        """What the loss will be computed from besides the outputs: the batch, followed if it is time to.
+
+        Args:
+            batch: any tree of tensors with the examples on their first axis.
+            size: N.
+        """
+        self._batches += 1
+        self._trace = None
+        if size < 2 or not self._loss_check_is_due():
+            return batch
+        self._trace = LossTrace(
+            batch_size=size,
+            loss_reduction=self.execution.loss_reduction,
+            on_checked=lambda confirmed: self._loss_was_checked(size, confirmed),
+        )
+        return self._trace.follow_batch(batch)
+
+    def _loss_check_is_due(self) -> bool:
+        if not self.execution.self_check or self._reduced_by_us:
+            return False
+        first_ones = self._batches <= LOSS_CHECKS and len(self._confirmed_sizes) < 2
+        return first_ones or (self._batches > LOSS_CHECKS and self._batches.bit_count() == 1)
 
     def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor], on_backward: OnBackward) -> Any:
         """The model's output for `batch`; its backward calls `on_backward`.
@@ -77,9 +102,7 @@ class PerSampleRunner:
             loss_reduction=self.execution.loss_reduction,
             on_backward=on_backward,
         )
-        if self._loss_checks_left and batch.size >= 2:
-            output = self._followed(output, layout, batch.size)
-        return output
+        return output if self._trace is None else self._followed(output, layout, self._trace)
 
     def _engine_for(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> Engine:
         if self._engine is None:
@@ -94,30 +117,25 @@ class PerSampleRunner:
             self._engine, self._engine_note = selection.engine, selection.note
         return self._engine
 
-    def _followed(self, output: Any, layout: OutputLayout, size: int) -> Any:
+    def _followed(self, output: Any, layout: OutputLayout, trace: LossTrace) -> Any:
         leaves, spec = tree_flatten(output)
-        positions = [
-            i
-            for i, (leaf, axis) in enumerate(zip(leaves, layout.axes, strict=True))
-            if axis is not None and is_differentiable(leaf)
-        ]
-        if len(positions) < sum(is_differentiable(leaf) for leaf in leaves):
+        differentiable = [i for i, leaf in enumerate(leaves) if is_differentiable(leaf)]
+        if any(layout.axes[i] is None for i in differentiable):
             # The model computes a loss itself: it was computed for each example and reduced as declared.
-            self._loss_checks_left, self._reduced_by_us = 0, True
+            self._reduced_by_us = True
             return output
-        trace = LossTrace(
-            [leaves[i] for i in positions],
-            batch_axes=[axis for i in positions if (axis := layout.axes[i]) is not None],
-            batch_size=size,
-            loss_reduction=self.execution.loss_reduction,
-            on_checked=lambda confirmed: self._loss_was_checked(size, confirmed),
-        )
-        for i, followed in zip(positions, list(trace.outputs), strict=True):
-            leaves[i] = followed
+        for i in differentiable:
+            axis = layout.axes[i]
+            assert axis is not None
+            leaves[i] = trace.follow_output(leaves[i], axis=axis)
         return tree_unflatten(leaves, spec)
 
     def _loss_was_checked(self, size: int, confirmed: bool) -> None:
         if confirmed:
             self._confirmed_sizes.add(size)
-        done = len(self._confirmed_sizes) > 1
-        self._loss_checks_left = 0 if done else self._loss_checks_left - 1
+
+
+def plain_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments, with tensors of a followed batch as plain ones."""
+    plain: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(untraced, (args, kwargs))
+    return plain

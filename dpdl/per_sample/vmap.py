@@ -113,7 +113,8 @@ class _VmappedExamples:
                 tensors = self._one(parameters, rows)
                 return tuple(tensors[k] for k in wanted)
 
-            outputs, back = vjp(outputs_of, self._parameters)
+            pulled = vjp(outputs_of, self._parameters)
+            outputs, back = pulled[0], pulled[1]
             return back(cotangent)[0], outputs
 
         for chunk in self._chunks:
