@@ -75,6 +75,15 @@ def train_on(private: dpdl.Private, batch: Any) -> None:
     private.optimizer.step()
 
 
+def step_once(private: dpdl.Private) -> None:
+    """One logical batch."""
+    taken = private.optimizer.steps_taken
+    for batch in private.loader:
+        train_on(private, batch)
+        if private.optimizer.steps_taken > taken:
+            return
+
+
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
@@ -114,3 +123,19 @@ def refused(private: dpdl.Private, kind: type[PrivacyError], *words: str) -> Ite
         assert word in str(caught.value), f"{word!r} is missing from: {caught.value}"
     after = everything_that_counts(private)
     assert same(before, after), "a refusal changed the run"
+
+
+def plain_gradient(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> dict[str, Tensor]:
+    """The sum over examples of unclipped gradients, by plain autograd on a copy."""
+    twin = copy.deepcopy(model)
+    (loss(twin) * N).backward()
+    return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+
+
+def one_step(model: nn.Module, loss: Callable[[nn.Module], Tensor], **settings: Any) -> dict[str, Tensor]:
+    """What a private step without noise and clipping releases."""
+    private = small_run(model, max_grad_norm=1e9, **settings)
+    next(iter(private.loader))
+    loss(private.model).backward()
+    private.optimizer.step()
+    return released(private)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -101,11 +102,17 @@ class Engine(ABC):
 class FrozenCall:
     """A module with its state taken out: a function of (trainable parameters, batch).
 
-    Buffers are copied, so that a forward that writes to them leaves the module as it was.
+    Buffers are copied, so that a forward that writes to them leaves the module as it was. Autocast is as it
+    was when the call was made, also when the call is repeated during a backward pass.
     """
 
     def __init__(self, module: nn.Module, trainable: Mapping[str, Tensor]) -> None:
         self.module = module
+        device = next(iter(module.parameters())).device.type
+        self._autocast = partial(
+            torch.autocast, device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
+        )
+        self.without_autocast = partial(torch.autocast, device, enabled=False)
         self.fixed = {n: p.detach() for n, p in module.named_parameters() if n not in trainable}
         self.buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
         self._versions = {n: b._version for n, b in self.buffers.items()}
@@ -113,7 +120,8 @@ class FrozenCall:
     def __call__(self, parameters: Mapping[str, Tensor], batch: ExampleBatch) -> Any:
         """The module's output."""
         args, kwargs = batch.call_arguments()
-        return functional_call(self.module, {**parameters, **self.fixed, **self.buffers}, args, kwargs)
+        with self._autocast():
+            return functional_call(self.module, {**parameters, **self.fixed, **self.buffers}, args, kwargs)
 
     def written_buffers(self) -> list[str]:
         """Buffers that a forward has written to."""

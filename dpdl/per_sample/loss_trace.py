@@ -26,8 +26,10 @@ from dpdl.per_sample.randomness import isolated_randomness
 
 __all__ = ["LossTrace", "untraced"]
 
-# Relative difference of gradients that still counts as equal.
+# Relative difference of gradients that still counts as equal, and the same in roundings of their dtype,
+# whichever is more (half precision). A mean over half of the batch is off by 1.5 at least.
 TOLERANCE = 1e-3
+ROUNDINGS = 8
 
 # Gradients beyond this belong to examples that are about to be left out; their squares would overflow.
 LARGEST = 1e100
@@ -260,9 +262,10 @@ def _relation(whole: list[Tensor], part: list[Tensor], *, size: int, half: int) 
     a, b = a[known], b[known]
     if not bool((a != 0).any()) and not bool((b != 0).any()):
         return None
+    tolerance = max(TOLERANCE, *(ROUNDINGS * torch.finfo(g.dtype).eps for g in part))
     relations: dict[Verdict, float] = {"mean": size / half, "sum": 1.0}
     for verdict, factor in relations.items():
-        if float((a * factor - b).norm()) <= TOLERANCE * float(b.norm()):
+        if float((a * factor - b).norm()) <= tolerance * float(b.norm()):
             return verdict
     return "neither"
 

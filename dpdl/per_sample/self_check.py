@@ -19,6 +19,7 @@ __all__ = ["refuse_mismatch"]
 # (a deep float32 network: 1e-4 seen, 1e-3 allowed; a wrong rule is off by its whole value).
 EXAMPLES = 2
 RESOLUTIONS = 1e4
+LARGEST_TOLERANCE = 0.1  # for models in half precision
 
 
 def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:
@@ -31,7 +32,8 @@ def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str,
         EngineMismatchError: naming the outputs or parameters that differ, with the relative error.
     """
     rows = batch.rows(slice(0, EXAMPLES))
-    with _evaluating(engine.module):
+    full_precision = torch.autocast(batch.device.type, enabled=False)  # rules are told apart best without rounding
+    with _evaluating(engine.module), full_precision:
         _refuse_other_outputs(engine, rows, trainable)
         if not isinstance(engine, LoopEngine):
             _refuse_other_gradients(engine, rows, trainable)
@@ -74,7 +76,7 @@ def _relative_error(got: Tensor, expected: Tensor, scale: Tensor) -> float:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    return RESOLUTIONS * torch.finfo(dtype).eps
+    return min(RESOLUTIONS * torch.finfo(dtype).eps, LARGEST_TOLERANCE)
 
 
 def _gradients(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:

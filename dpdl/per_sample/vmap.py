@@ -119,7 +119,7 @@ class _VmappedExamples:
 
         for chunk in self._chunks:
             cotangent = tuple(c[chunk.rows] for c in batch_first)
-            with chunk.random_state.replayed(), _vmappable_attention():
+            with chunk.random_state.replayed(), self._call.without_autocast(), _vmappable_attention():
                 gradients, again = vmap(one, randomness="different")(self._batch.rows(chunk.rows).row_leaves, cotangent)
             for k, second in zip(wanted, again, strict=True):
                 _refuse_another_output(chunk.fingerprints[k], second)
@@ -156,14 +156,16 @@ def _fingerprint(tensor: Tensor) -> Tensor:
     rows = tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
     if not is_differentiable(rows):
         return rows.new_empty(0)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     ramp = torch.linspace(1, 2, rows.shape[1], dtype=rows.dtype, device=rows.device)
-    return torch.stack([rows @ ramp, torch.linalg.vector_norm(rows, dim=1)], dim=1)
+    # A product and a sum rather than a matrix product, which autocast would compute in half precision.
+    return torch.stack([(rows * ramp).sum(1), torch.linalg.vector_norm(rows, dim=1)], dim=1)
 
 
 def _refuse_another_output(first: Tensor, tensor: Tensor) -> None:
     """The second forward must be the first one: otherwise the gradients belong to something else."""
     second = _fingerprint(tensor)
-    tolerance = torch.finfo(second.dtype).eps ** 0.5
+    tolerance = torch.finfo(tensor.dtype).eps ** 0.5
     if not torch.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True):
         raise ModelError(
             "The model gave another output when it was run again with the same inputs and the same random "

