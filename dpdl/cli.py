@@ -1,9 +1,9 @@
 """The command `dpdl`: train on images, and ask what privacy costs.
 
-    dpdl train                              the embedded digits, epsilon 3
-    dpdl train --data mnist/ --epsilon 2    MNIST from its IDX files
-    dpdl epsilon --noise-multiplier 1.1 --batch-size 256 --dataset-size 60000 --epochs 60 --delta 1e-5
-    dpdl calibrate --epsilon 3 --delta 1e-5 --batch-size 256 --dataset-size 60000 --epochs 60
+dpdl train                              the embedded digits, epsilon 3
+dpdl train --data mnist/ --epsilon 2    MNIST from its IDX files
+dpdl epsilon --noise-multiplier 1.1 --batch-size 256 --dataset-size 60000 --epochs 60 --delta 1e-5
+dpdl calibrate --epsilon 3 --delta 1e-5 --batch-size 256 --dataset-size 60000 --epochs 60
 """
 
 from __future__ import annotations

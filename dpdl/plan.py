@@ -196,21 +196,21 @@ class PrivacyPlan:
 
     def interval(self, delta: float) -> Interval:
         """A lower and an upper bound on the plan's epsilon at `delta`."""
-        self.warn_if_delta_is_large(delta)
-        return accountants.interval(
+        bounds = accountants.interval(
             noise_multiplier=self.noise_multiplier,
             sample_rate=self.sample_rate,
             steps=self.steps,
             delta=delta,
             relation=NeighboringRelation(self.relation),
         )
+        self.warn_if_delta_is_large(delta)
+        return bounds
 
     def calibrated(self, *, epsilon: float, delta: float) -> PrivacyPlan:
         """The same plan with the least noise multiplier that keeps it within (epsilon, delta).
 
         Guarantee: `plan.calibrated(epsilon=e, delta=d).epsilon(d) <= e`.
         """
-        self.warn_if_delta_is_large(delta)
         sigma = accountants.noise_multiplier(
             epsilon=epsilon,
             delta=delta,
@@ -218,6 +218,7 @@ class PrivacyPlan:
             steps=self.steps,
             relation=NeighboringRelation(self.relation),
         )
+        self.warn_if_delta_is_large(delta)
         return replace(self, noise_multiplier=sigma)
 
     def warn_if_delta_is_large(self, delta: float) -> None:

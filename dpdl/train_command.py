@@ -24,7 +24,17 @@ from dpdl.models import MODEL_NAMES
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import rounded_up
 from dpdl.report import plot_history, result_table
-from dpdl.training import CHECKPOINT, REPORT, WEIGHTS, HistoryPoint, Observer, OptimizerName, Settings, train
+from dpdl.training import (
+    CHECKPOINT,
+    REPORT,
+    WEIGHTS,
+    HistoryPoint,
+    LrSchedule,
+    Observer,
+    OptimizerName,
+    Settings,
+    train,
+)
 
 __all__ = ["register"]
 
@@ -65,6 +75,7 @@ def register(subparsers: Any) -> None:
     add("--optimizer", choices=get_args(OptimizerName), help=f"(default: {default.optimizer})")
     add("--lr", type=float, help=f"learning rate (default: {default.lr})")
     add("--momentum", type=float, help=f"of sgd (default: {default.momentum})")
+    add("--lr-schedule", choices=get_args(LrSchedule), help=f"(default: {default.lr_schedule})")
     add("--engine", choices=[name for name in get_args(EngineName) if name != "tape"], help="(default: auto)")
     add("--max-physical-batch-size", type=int, metavar="N", help="most examples in memory at once")
     add("--device", help="(default: cpu)")
@@ -97,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         Console().print(result_table(result))
     written = [WEIGHTS, REPORT, CHECKPOINT]
     try:
-        title = f"{data.name}, {'epsilon' if settings.epsilon else 'noise'} as planned"
+        title = f"Private training on {data.name}"
         plot_history(result.history, delta=settings.delta, title=title, path=output / PLOT)
         written.append(PLOT)
     except DataError as error:

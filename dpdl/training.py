@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpdl.checkpoint import load_checkpoint, save_checkpoint
@@ -23,6 +24,7 @@ from dpdl.data import ImageData
 from dpdl.errors import CheckpointError, ParameterError
 from dpdl.execution import EngineName, Execution
 from dpdl.models import build_model
+from dpdl.optim import PrivateOptimizer
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport
 from dpdl.private import Private, make_private
@@ -30,6 +32,7 @@ from dpdl.private import Private, make_private
 __all__ = ["HistoryPoint", "Settings", "TrainingResult", "train"]
 
 OptimizerName = Literal["sgd", "adam"]
+LrSchedule = Literal["constant", "linear"]
 
 EVALUATION_BATCH = 1000  # examples; bounds memory, changes nothing else
 HISTORY_POINTS = 50  # times that accuracy and epsilon are looked at, besides after each pass
@@ -52,6 +55,7 @@ class Settings:
         delta: at which epsilon is computed and reported.
         max_grad_norm: C.
         optimizer, lr, momentum: of the optimizer; momentum is SGD's.
+        lr_schedule: "constant", or "linear" from lr to 0 over the planned steps.
         engine, max_physical_batch_size: as in `Execution`.
         insecure_seed: reproducible noise and sampling, for research only; also seeds the initial weights.
         device: where to train.
@@ -67,6 +71,7 @@ class Settings:
     optimizer: OptimizerName = "sgd"
     lr: float = 0.5
     momentum: float = 0.9
+    lr_schedule: LrSchedule = "linear"
     engine: EngineName = "auto"
     max_physical_batch_size: int | None = None
     insecure_seed: int | None = None
@@ -75,6 +80,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.optimizer not in get_args(OptimizerName):
             raise ParameterError(f"optimizer must be one of {get_args(OptimizerName)}, got {self.optimizer!r}.")
+        if self.lr_schedule not in get_args(LrSchedule):
+            raise ParameterError(f"lr_schedule must be one of {get_args(LrSchedule)}, got {self.lr_schedule!r}.")
         if not self.lr > 0:
             raise ParameterError(f"lr must be > 0, got {self.lr}.")
         if not 0 <= self.momentum < 1:
@@ -198,9 +205,10 @@ def train(
     if settings.insecure_seed is not None:
         torch.manual_seed(settings.insecure_seed)
     private = _private_run(settings, data)
+    scheduler = _scheduler(settings, private.optimizer)
     history: list[HistoryPoint] = []
     if resume:
-        extra = load_checkpoint(output / CHECKPOINT, private.model, private.optimizer)
+        extra = load_checkpoint(output / CHECKPOINT, private.model, private.optimizer, scheduler=scheduler)
         if Settings.from_json(extra["settings"]) != settings or extra["data"] != data.name:
             raise CheckpointError(f"The run in {output} has other settings or data. Resume it with its own.")
         history = [HistoryPoint(**point) for point in extra["history"]]
@@ -208,7 +216,7 @@ def train(
     plan = private.optimizer.plan
     observer.started(plan, private.optimizer.steps_taken)
     began = time.monotonic()
-    run = _Run(private, settings, data, history, observer)
+    run = _Run(private, scheduler, settings, data, history, observer)
     while not run.finished and not stop():
         run.train_pass(stop)
         run.look()
@@ -216,6 +224,7 @@ def train(
             output / CHECKPOINT,
             private.model,
             private.optimizer,
+            scheduler=scheduler,
             extra={
                 "settings": settings.to_json(),
                 "data": data.name,
@@ -242,9 +251,16 @@ class _Run:
     """One run under way."""
 
     def __init__(
-        self, private: Private, settings: Settings, data: ImageData, history: list[HistoryPoint], observer: Observer
+        self,
+        private: Private,
+        scheduler: LRScheduler,
+        settings: Settings,
+        data: ImageData,
+        history: list[HistoryPoint],
+        observer: Observer,
     ) -> None:
         self.model, self.optimizer, self.loader = private
+        self.scheduler = scheduler
         self.delta = settings.delta
         self.device = torch.device(settings.device)
         self.test_images, self.test_labels = data.test_images, data.test_labels
@@ -266,6 +282,7 @@ class _Run:
             F.cross_entropy(self.model(images.to(self.device)), labels.to(self.device)).backward()
             self.optimizer.step()
             if self.optimizer.steps_taken > before:  # not so after the first parts of a large logical batch
+                self.scheduler.step()
                 self.observer.stepped(self.optimizer.steps_taken)
                 if self.optimizer.steps_taken % self.look_every == 0:
                     self.look()
@@ -296,9 +313,9 @@ def _private_run(settings: Settings, data: ImageData) -> Private:
         max_grad_norm=settings.max_grad_norm,
     )
     channels, height, width = data.train_images.shape[1:]
-    model = build_model(
-        settings.model, in_channels=channels, image_size=(height, width), classes=len(data.classes)
-    ).to(settings.device)
+    model = build_model(settings.model, in_channels=channels, image_size=(height, width), classes=len(data.classes)).to(
+        settings.device
+    )
     execution = Execution(
         engine=settings.engine,
         max_physical_batch_size=settings.max_physical_batch_size,
@@ -311,6 +328,13 @@ def _optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     if settings.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=settings.lr)
     return torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
+
+
+def _scheduler(settings: Settings, optimizer: PrivateOptimizer) -> LRScheduler:
+    steps = optimizer.plan.steps
+    if settings.lr_schedule == "linear":
+        return LambdaLR(optimizer, lambda step: 1 - step / steps)
+    return LambdaLR(optimizer, lambda step: 1.0)
 
 
 def accuracy_of(model: nn.Module, images: Tensor, labels: Tensor, *, device: torch.device) -> float:

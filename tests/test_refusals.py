@@ -199,6 +199,15 @@ def test_a_skipped_batch_is_refused_at_the_next_one(went_backward: bool, physica
         next(iterator)
 
 
+def test_a_batch_that_is_open_is_not_overtaken_by_another_iterators() -> None:
+    private = small_run(batch_size=4)
+    first, second = iter(private.loader), iter(private.loader)
+    batch = next(first)
+    with refused(private, StepError, "not followed by optimizer.step()"):
+        next(second)
+    assert_goes_on(private, batch)
+
+
 @pytest.mark.parametrize("parts_done", [1, 2])
 @pytest.mark.parametrize("last", ["drawn", "backward", "stepped"])
 def test_a_half_done_logical_batch_leaves_nothing_behind(parts_done: int, last: str) -> None:

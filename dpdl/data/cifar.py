@@ -229,7 +229,5 @@ class _BytesOnlyUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., object]:
         stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
-            raise pickle.UnpicklingError(
-                f"it asks for {module:.80}.{name:.80}, which no batch needs; not run"
-            )
+            raise pickle.UnpicklingError(f"it asks for {module:.80}.{name:.80}, which no batch needs; not run")
         return stand_in

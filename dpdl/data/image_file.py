@@ -53,13 +53,9 @@ def decode(content: bytes, *, where: str, size: Size | None, size_of: str) -> Pi
                 raise DataError(f"{its_size}; the limit is {LARGEST_IMAGE}. Scale it, or take it out.")
             if size is not None and image.size != size:
                 other = f"{size_of} has {size[0]} x {size[1]}"
-                raise DataError(
-                    f"{its_size}, but {other}; all must be of one size. Scale it, or take it out."
-                )
+                raise DataError(f"{its_size}, but {other}; all must be of one size. Scale it, or take it out.")
             if image.mode not in CHANNELS:
-                raise DataError(
-                    f"{where} has mode {image.mode}. Save it as 8-bit grey or RGB, without alpha."
-                )
+                raise DataError(f"{where} has mode {image.mode}. Save it as 8-bit grey or RGB, without alpha.")
             return np.asarray(image.convert(CHANNELS[image.mode]))
     except _DAMAGED as error:
         raise DataError(f"{where} is not a readable PNG or JPEG image: {error}. Take it out.") from error

@@ -88,9 +88,7 @@ def _collect(path: Path, progress: Progress) -> tuple[dict[PurePosixPath, Pixels
         around = PurePosixPath(*parts[:-depth])
         root = around if root is None else root
         if around != root:
-            raise DataError(
-                f"{path} holds two sets of images, in {root} and {around}: take one out. {LAYOUT}"
-            )
+            raise DataError(f"{path} holds two sets of images, in {root} and {around}: take one out. {LAYOUT}")
         classes[parts[-depth]].add(parts[1 - depth])
         if member.is_folder:
             continue
@@ -128,9 +126,7 @@ def _planes(pixels: Pixels, in_colour: bool) -> Pixels:
     return np.broadcast_to(pixels, (3 if in_colour else 1, *pixels.shape))
 
 
-def _class_names(
-    path: Path, images: dict[PurePosixPath, Pixels], classes: dict[str, set[str]]
-) -> tuple[str, ...]:
+def _class_names(path: Path, images: dict[PurePosixPath, Pixels], classes: dict[str, set[str]]) -> tuple[str, ...]:
     """The classes, sorted: of both splits, with an image in each."""
     filled = {file.parts[:2] for file in images}
     for split in SPLITS:

@@ -10,9 +10,7 @@ from torch import nn
 HIDDEN = 128
 
 
-def logistic(
-    *, in_channels: int = 1, image_size: tuple[int, int] = (28, 28), classes: int = 10
-) -> nn.Sequential:
+def logistic(*, in_channels: int = 1, image_size: tuple[int, int] = (28, 28), classes: int = 10) -> nn.Sequential:
     """Multinomial logistic regression on the pixels, convex under cross-entropy.
 
     Args:

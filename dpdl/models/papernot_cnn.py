@@ -25,9 +25,7 @@ SMALLEST_SIDE = 14  # pixels: below it the second pooling has nothing left to po
 HIDDEN = 32
 
 
-def papernot_cnn(
-    *, in_channels: int = 1, image_size: tuple[int, int] = (28, 28), classes: int = 10
-) -> nn.Sequential:
+def papernot_cnn(*, in_channels: int = 1, image_size: tuple[int, int] = (28, 28), classes: int = 10) -> nn.Sequential:
     """Two tanh convolutions, each followed by a pooling of stride 1, then two linear layers.
 
     Args:
@@ -46,9 +44,7 @@ def papernot_cnn(
         26010
     """
     if min(image_size) < SMALLEST_SIDE:
-        raise ParameterError(
-            f"image_size must be at least {SMALLEST_SIDE} a side, got {image_size}. Use 'mlp'."
-        )
+        raise ParameterError(f"image_size must be at least {SMALLEST_SIDE} a side, got {image_size}. Use 'mlp'.")
     height, width = (_side_after(side) for side in image_size)
     return nn.Sequential(
         OrderedDict(

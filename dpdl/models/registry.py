@@ -29,9 +29,7 @@ _BUILDERS: Mapping[str, _Builder] = {
 MODEL_NAMES = ("auto", *_BUILDERS)
 
 
-def build_model(
-    name: str = "auto", *, in_channels: int, image_size: int | tuple[int, int], classes: int
-) -> nn.Module:
+def build_model(name: str = "auto", *, in_channels: int, image_size: int | tuple[int, int], classes: int) -> nn.Module:
     """The named model, freshly initialised, for images of the given shape.
 
     Args:

@@ -45,9 +45,7 @@ def tramer_boneh_cifar_cnn(
         550570
     """
     if min(image_size) < SMALLEST_SIDE:
-        raise ParameterError(
-            f"image_size must be at least {SMALLEST_SIDE} a side, got {image_size}. Use 'mlp'."
-        )
+        raise ParameterError(f"image_size must be at least {SMALLEST_SIDE} a side, got {image_size}. Use 'mlp'.")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = in_channels
     for stage, width in enumerate(STAGES, start=1):

@@ -124,9 +124,7 @@ class LossTrace:
         LossError: the loss is not what was declared.
     """
 
-    def __init__(
-        self, *, batch_size: int, loss_reduction: LossReduction, on_checked: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, *, batch_size: int, loss_reduction: LossReduction, on_checked: Callable[[bool], None]) -> None:
         self.batch_size = batch_size
         self._reduction = loss_reduction
         self._on_checked = on_checked
