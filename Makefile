@@ -16,6 +16,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test lint types tests slow wheel clean
 
 demo: $(STAMP)
+	rm -rf dpdl-demo
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/dpdl train --output dpdl-demo
 
 test: lint types tests

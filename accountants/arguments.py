@@ -7,10 +7,12 @@ import operator
 
 from accountants.errors import ParameterError
 
+_BOOLEANS = {"bool", "bool_"}  # Python's and numpy's, the latter by both its names
+
 
 def real(name: str, value: object, *, remedy: str) -> float:
     """`value` as a finite-or-infinite float; refuses NaN, strings, booleans and complex numbers."""
-    if isinstance(value, (bool, str, bytes)) or type(value).__name__ == "bool_":
+    if isinstance(value, (str, bytes)) or type(value).__name__ in _BOOLEANS:
         raise ParameterError(f"{name} must be a number, got {value!r}. {remedy}")
     try:
         number = float(value)  # type: ignore[arg-type]
@@ -23,7 +25,7 @@ def real(name: str, value: object, *, remedy: str) -> float:
 
 def whole(name: str, value: object, *, remedy: str) -> int:
     """`value` as a non-negative int; takes numpy integers, refuses booleans and floats such as 3.0."""
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
+    if type(value).__name__ in _BOOLEANS:
         raise ParameterError(f"{name} must be a whole number, got {value!r}. {remedy}")
     try:
         number = operator.index(value)  # type: ignore[arg-type]

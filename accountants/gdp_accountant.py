@@ -29,12 +29,10 @@ class GDPAccountant(Accountant):
     @property
     def mu(self) -> float:
         """The Gaussian parameter of everything composed so far; inf without noise."""
-        form = self._normal_form()
-        return float("inf") if form.unbounded else _mu(form)
+        return _mu(self._normal_form())
 
     def _check(self, form: NormalForm) -> None:
-        if not form.unbounded:
-            _mu(form)
+        _mu(form)
 
     def _epsilon_interval(self, form: NormalForm, delta: float) -> Interval:
         return Interval(*gaussian.epsilon_bounds(_mu(form), delta))

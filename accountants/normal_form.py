@@ -43,7 +43,9 @@ class NormalForm:
 
     @property
     def gaussian_mu(self) -> float | None:
-        """mu of the one Gaussian that this is, 0.0 for nothing at all, None if it is not Gaussian."""
+        """mu of the one Gaussian that this is: 0 for nothing at all, inf without noise, None if it is not Gaussian."""
+        if self.unbounded:
+            return math.inf
         if not self.counts:
             return 0.0
         component, count = self.counts[0]

@@ -21,6 +21,9 @@ from accountants import (
     PRVAccountant,
     RDPAccountant,
 )
+from accountants.normal_form import Component
+from accountants.one_step import delta_bounds
+from accountants.pairs import LossPair
 
 PLANS = {
     "noise_multiplier": st.floats(0.4, 20.0),
@@ -100,12 +103,7 @@ def test_delta_then_epsilon_comes_back(epsilon: float) -> None:
     assert accountant.interval(high).lower <= epsilon <= accountant.interval(low).upper * (1 + 1e-12) + 1e-12
 
 
-def test_adding_is_the_worse_direction_when_it_is_and_is_counted() -> None:
-    """Near-certain sampling of Laplace noise at large epsilon is where adding can dominate; both are computed."""
-    from accountants.normal_form import Component
-    from accountants.one_step import delta_bounds
-    from accountants.pairs import LossPair
-
+def test_one_step_delta_is_the_larger_of_both_directions() -> None:
     component = Component("gaussian", 1.0, 0.3)
     levels = np.array([0.1, np.inf])
     ends = []

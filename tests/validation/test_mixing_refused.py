@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ from torch.utils.data import TensorDataset
 
 from dpdl.errors import ExampleMixingError, ModelError
 from tests.small_run import FEATURES, N, examples, refused, same, sgd, small_run, train_on, weights_of
-from tests.validation.mixers import BATCH_NORMS, KEEPERS, MIXERS, CentredOverBatch, ReassignedBuffer, model_with
+from tests.validation.mixers import (
+    BATCH_NORMS,
+    KEEPERS,
+    MIXERS,
+    CentredOverBatch,
+    ReassignedBuffer,
+    RunningMeanInAttribute,
+    model_with,
+)
 from tests.validation.test_check import WRITERS
 
 X, Y = examples()
@@ -103,21 +112,27 @@ def test_what_keeps_state_is_refused_without_the_self_check_too(name: str, engin
 
 
 @each_engine
-def test_without_the_self_check_examples_still_cannot_meet(engine: str) -> None:
-    """Engines run each example as a batch of one, so a mixer computes something else, but nothing leaks."""
-    gradients = []
-    for last in (X[-1], -3 * X[-1]):
-        x = torch.cat([X[:-1], last.unsqueeze(0)])
-        private = small_run(
-            model_with(CentredOverBatch()),
-            dataset=TensorDataset(x, Y),
-            engine=engine,
-            self_check=False,
-            max_grad_norm=1e-2,
-        )
-        train_on(private, next(iter(private.loader)))
-        gradients.append(torch.cat([p.grad.flatten() * N for p in private.model.parameters()]))
-    assert (gradients[0] - gradients[1]).norm() <= 2e-2
+@pytest.mark.parametrize("kind", [CentredOverBatch, RunningMeanInAttribute])
+@pytest.mark.parametrize("execution", [{"self_check": False}, {"max_physical_batch_size": 1}], ids=str)
+def test_where_the_model_cannot_be_checked_examples_still_do_not_meet(
+    kind: type[nn.Module], execution: dict[str, Any], engine: str
+) -> None:
+    """One example exchanged moves the release by at most 2 C, or the model is refused."""
+    bound, steps = 1e-3, 2  # the first step is for a model that notices only when it is called again
+    releases = []
+    for first in (X[0], 50 * X[0]):
+        dataset = TensorDataset(torch.cat([first.unsqueeze(0), X[1:]]), Y)
+        private = small_run(model_with(kind()), dataset=dataset, engine=engine, max_grad_norm=bound, **execution)
+        try:
+            for _ in range(steps):
+                for batch in private.loader:
+                    train_on(private, batch)
+        except ModelError:
+            return
+        releases.append(torch.cat([p.grad.flatten() * N for p in private.model.parameters()]))
+        private.model.zero_grad()
+    # The weights after the first step differ by at most 2 C / N: far less than a crossing shows.
+    assert (releases[0] - releases[1]).norm() <= 2.2 * bound
 
 
 @each_engine
