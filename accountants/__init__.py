@@ -13,16 +13,16 @@ Example:
     True
 """
 
-from accountants.errors import ParameterError, PrivacyError, UnsupportedEventError
-from accountants.relation import NeighboringRelation
-from accountants.events import Composed, Event, Gaussian, Laplace, PoissonSampled, Repeated
 from accountants.accountant import Accountant, Interval
+from accountants.errors import ParameterError, PrivacyError, UnsupportedEventError
+from accountants.events import Composed, Event, Gaussian, Laplace, PoissonSampled, Repeated
 from accountants.gdp_accountant import GDPAccountant
 from accountants.prv_accountant import PRVAccountant
-from accountants.rdp_accountant import RDPAccountant, rdp
 from accountants.queries import delta, dpsgd, epsilon, epsilon_curve, interval, new_accountant
-from accountants.trade_off_curve import trade_off
+from accountants.rdp_accountant import RDPAccountant, rdp
+from accountants.relation import NeighboringRelation
 from accountants.solvers import noise_multiplier, steps
+from accountants.trade_off_curve import trade_off
 
 __all__ = [
     "Accountant",

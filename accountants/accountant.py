@@ -25,9 +25,7 @@ class Accountant(abc.ABC):
         relation: the neighbouring relation of every answer.
     """
 
-    def __init__(
-        self, *, relation: NeighboringRelation | str = NeighboringRelation.ADD_OR_REMOVE
-    ) -> None:
+    def __init__(self, *, relation: NeighboringRelation | str = NeighboringRelation.ADD_OR_REMOVE) -> None:
         self._relation = NeighboringRelation.of(relation)
         self._event = Composed()
         self._reduced: NormalForm | None = None
@@ -92,7 +90,7 @@ class Accountant(abc.ABC):
             self._reduced = normal_form(self._event, self._relation)
         return self._reduced
 
-    def _check(self, form: NormalForm) -> None:
+    def _check(self, form: NormalForm) -> None:  # noqa: B027 most accountants take every form
         """Raise UnsupportedEventError if this accountant cannot bound `form`."""
 
     @abc.abstractmethod

@@ -14,7 +14,7 @@ import numpy as np
 
 from accountants.composition import ComposedLaw, StepSpectrum, Window, combined
 from accountants.lattice import dominated, dominating
-from accountants.normal_form import Component, NormalForm
+from accountants.normal_form import NormalForm
 from accountants.pairs import LossPair
 from accountants.rdp_accountant import best_moment, log_delta_score
 from accountants.renyi import Direction
@@ -189,9 +189,7 @@ class Certificate:
         return build(self._form, self._direction, self._delta, window)
 
 
-def log_delta_interval(
-    form: NormalForm, direction: Direction, epsilon: float, known: float
-) -> tuple[float, float]:
+def log_delta_interval(form: NormalForm, direction: Direction, epsilon: float, known: float) -> tuple[float, float]:
     """Bounds on log delta at epsilon; refined only while they may exceed `known`."""
     _, upper = best_moment(log_delta_score(form, [direction], epsilon))
     lower = -math.inf

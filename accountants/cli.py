@@ -84,9 +84,7 @@ def _add(
     return parser
 
 
-def _option(
-    parser: argparse.ArgumentParser, flag: str, kind: type, purpose: str, *, required: bool = False
-) -> None:
+def _option(parser: argparse.ArgumentParser, flag: str, kind: type, purpose: str, *, required: bool = False) -> None:
     parser.add_argument(flag, type=kind, help=purpose, required=required, metavar=kind.__name__.upper())
 
 
@@ -137,9 +135,7 @@ def _steps(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
     return _report(arguments, plan | {"steps": count}, [("budget", f"epsilon {arguments.epsilon!r}")])
 
 
-def _report(
-    arguments: argparse.Namespace, plan: dict[str, Any], extra: list[Row]
-) -> tuple[dict[str, Any], list[Row]]:
+def _report(arguments: argparse.Namespace, plan: dict[str, Any], extra: list[Row]) -> tuple[dict[str, Any], list[Row]]:
     interval = queries.interval(**plan, **_common(arguments))
     relation = NeighboringRelation.of(arguments.relation)
     record = {
@@ -204,4 +200,3 @@ def _rounded(value: float, direction: str, digits: int) -> str:
         return "0" if value == 0 else "inf"
     short = decimal.Context(prec=digits, rounding=direction).create_decimal(decimal.Decimal(repr(value)))
     return f"{short:f}" if 1e-6 < value < 1e9 else str(short)
-

@@ -96,7 +96,7 @@ class StepSpectrum:
         with np.errstate(divide="ignore"):
             log_transform = np.log(transform)
         log_transform.real = np.maximum(log_transform.real, -700.0)
-        frequencies = 2 * math.pi / window.width * np.arange(len(transform))
+        frequencies: Array = 2 * math.pi / window.width * np.arange(len(transform), dtype=np.float64)
         spread = 1 + min(float(losses.max() - losses.min()), 2 * window.width)
         rounding = _UNIT * (4 * math.log2(window.size) + 16 * (1 + (window.tilt + frequencies) * spread))
         return StepSpectrum(
@@ -144,7 +144,7 @@ def _normalised(log_weights: Array) -> tuple[Array, float]:
     return weights, top + math.log(total)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=6)
 def _hockey_stick(window: Window) -> tuple[Complex, Complex, Array]:
     """Transform of (1 - e^(eps - v))+ under the tilt, over N: its two parts, and a bound on their sum's size.
 
@@ -171,9 +171,7 @@ class ComposedLaw:
         upper: whether the laws dominate (upper bounds) or are dominated (lower bounds).
     """
 
-    def __init__(
-        self, spectra: Sequence[StepSpectrum], counts: Sequence[int], window: Window, *, upper: bool
-    ) -> None:
+    def __init__(self, spectra: Sequence[StepSpectrum], counts: Sequence[int], window: Window, *, upper: bool) -> None:
         self._window, self._upper = window, upper
         half = window.size // 2
         total = np.zeros(half + 1, dtype=np.complex128)

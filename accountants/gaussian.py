@@ -41,7 +41,7 @@ def epsilon_bounds(mu: float, delta: float) -> tuple[float, float]:
         return 0.0, 0.0
     target = math.log(delta)
     if log_delta(mu, 0.0) <= target:
-        lower, upper = delta_bounds(mu, 0.0)
+        _lower, upper = delta_bounds(mu, 0.0)
         return 0.0, 0.0 if upper <= delta else _nudge(mu, delta, 0.0)[1]
     # Beyond this, Phi(mu/2 - eps/mu) alone is below delta.
     ceiling = mu * mu / 2 + mu * math.sqrt(-2 * target) + mu

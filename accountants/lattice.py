@@ -57,7 +57,7 @@ class LatticeLaw:
     @property
     def losses(self) -> Array:
         """Loss at each entry, shape [C]."""
-        return self.origin + self.spacing * self.index
+        return self.origin + self.spacing * self.index.astype(np.float64)
 
     @staticmethod
     def of(index: Indices, mass: Array, origin: float, spacing: float, infinite: float) -> LatticeLaw:
@@ -80,8 +80,7 @@ def dominating(pair: LossPair, spacing: float, dense: tuple[float, float], tail_
     origin = least if dense[0] <= least else most if most <= dense[1] else 0.0
     first, last = math.floor((low - origin) / spacing), math.ceil((high - origin) / spacing)
     points = _selection(first, max(last, first + 1), origin, spacing, dense)
-    t = origin + spacing * points
-    t = _snapped(t, least, most)
+    t = _snapped(origin + spacing * points.astype(np.float64), least, most)
     p, q = pair.cells(np.concatenate([[-np.inf], t, [np.inf]]))
     below, p, q, above = float(p[0]), p[1:-1], q[1:-1], float(p[-1])
     q = np.where(q < _LEAST_MASS, 0.0, q)
@@ -119,7 +118,7 @@ def dominated(pair: LossPair, spacing: float, dense: tuple[float, float], tail_m
     last = max(last, first + 1)
     points = _selection(first, last, origin, spacing, dense)
     # Cell k holds the losses between the midpoints around points[k]; beyond the dense part cells are wide.
-    edges = origin + spacing * (points[:-1] + 0.5)
+    edges = origin + spacing * (points[:-1].astype(np.float64) + 0.5)
     if not pair.has_atoms:
         p, q = pair.cells(np.concatenate([[-np.inf], edges, [np.inf]]))
         return _merge(p, q, points, edges, origin, spacing, bottom_is_known=from_bottom)
@@ -127,13 +126,9 @@ def dominated(pair: LossPair, spacing: float, dense: tuple[float, float], tail_m
     inside = math.nextafter(most, -math.inf)
     edges = edges[edges < inside]
     p, q = pair.cells(np.concatenate([[-np.inf], edges, [inside, np.inf]]))
-    law = _merge(
-        p[:-1], q[:-1], points[: len(edges) + 1], edges, origin, spacing, bottom_is_known=from_bottom
-    )
+    law = _merge(p[:-1], q[:-1], points[: len(edges) + 1], edges, origin, spacing, bottom_is_known=from_bottom)
     top = math.floor((most - origin) / spacing * (1 + _ROUNDING))
-    return LatticeLaw(
-        np.append(law.index, top), np.append(law.mass, p[-1]), law.origin, law.spacing, law.infinite
-    )
+    return LatticeLaw(np.append(law.index, top), np.append(law.mass, p[-1]), law.origin, law.spacing, law.infinite)
 
 
 def _merge(
@@ -189,14 +184,14 @@ def _balanced_end(pair: LossPair, spacing: float, end: float, inward: int) -> fl
         p, q = pair.cells(np.array(levels))
         if not (p[0] > 0 and q[0] > 0):
             return spacing / 2
-        return inward * (math.log(p[0]) - math.log(q[0]) - edge) + spacing / 2
+        return float(inward * (math.log(p[0]) - math.log(q[0]) - edge) + spacing / 2)
 
     near, far = 0.0, spacing
     while mean_offset(end + inward * far) > 0 and far < 64 * spacing:
         near, far = far, 2 * far
     if mean_offset(end + inward * far) > 0:
         return end
-    edge = optimize.brentq(lambda d: mean_offset(end + inward * d), near, far, xtol=1e-17, rtol=1e-14)
+    edge = float(optimize.brentq(lambda d: mean_offset(end + inward * d), near, far, xtol=1e-17, rtol=1e-14))
     return end + inward * (edge - spacing / 2)
 
 

@@ -100,7 +100,8 @@ def _normal_masses(z: Array) -> Array:
     tail = special.ndtr(-np.abs(z))
     left, right = tail[:-1], tail[1:]
     both_sides = (z[:-1] < 0) & (z[1:] > 0)
-    return np.where(both_sides, 1 - left - right, np.abs(right - left))
+    masses: Array = np.where(both_sides, 1 - left - right, np.abs(right - left))
+    return masses
 
 
 def _laplace_cells(component: Component, levels: Array) -> tuple[Array, Array]:

@@ -73,6 +73,6 @@ def _bucket(form: NormalForm) -> NormalForm:
     return NormalForm(tuple((component, 1 << (count - 1).bit_length()) for component, count in form.counts))
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=12)  # at most about 25 MB each, usually 3
 def _certificate(form: NormalForm, direction: Direction, delta: float) -> Certificate:
     return Certificate(form, direction, delta)

@@ -113,21 +113,23 @@ def epsilon_score(form: NormalForm, directions: Sequence[Direction], delta: floa
     """t -> the epsilon that order 1 + t proves at `delta`."""
     log_delta = math.log(delta)
 
-    def score(t: Array) -> Array:
+    def scores(t: Array) -> Array:
         moments = np.max([composed_log_moments(form, direction, t) for direction in directions], axis=0)
-        return (moments - log_delta - np.log1p(t)) / t - np.log1p(1 / t)
+        score: Array = (moments - log_delta - np.log1p(t)) / t - np.log1p(1 / t)
+        return score
 
-    return score
+    return scores
 
 
 def log_delta_score(form: NormalForm, directions: Sequence[Direction], epsilon: float) -> Callable[[Array], Array]:
     """t -> the log delta that order 1 + t proves at `epsilon`."""
 
-    def score(t: Array) -> Array:
+    def scores(t: Array) -> Array:
         moments = np.max([composed_log_moments(form, direction, t) for direction in directions], axis=0)
-        return moments - t * epsilon - t * np.log1p(1 / t) - np.log1p(t)
+        score: Array = moments - t * epsilon - t * np.log1p(1 / t) - np.log1p(t)
+        return score
 
-    return score
+    return scores
 
 
 class RDPAccountant(Accountant):
@@ -150,4 +152,3 @@ def delta_upper(form: NormalForm, epsilon: float) -> float:
     """Delta by the best order, both directions, rounded up, at most 1."""
     _, value = best_moment(log_delta_score(form, DIRECTIONS, epsilon))
     return min(1.0, math.exp(min(value, 0.0)) * (1 + ROUNDING * (1 + abs(value))))
-

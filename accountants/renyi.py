@@ -109,14 +109,9 @@ def _nodes(component: Component, direction: Direction, largest: float) -> tuple[
         half = np.diff(edges)[:, None] / 2
         x = (edges[:-1, None] + half * (1 + _PANEL_X)).ravel()
         panel_weight = (half * _PANEL_W).ravel() / (2 * scale)
-        log_weight = np.concatenate(
-            [[math.log(0.5)], np.log(panel_weight) - x / scale, [math.log(0.5) - 1 / scale]]
-        )
+        log_weight = np.concatenate([[math.log(0.5)], np.log(panel_weight) - x / scale, [math.log(0.5) - 1 / scale]])
         loss = np.concatenate([[-1 / scale], (2 * x - 1) / scale, [1 / scale]])
-    if rate == 1:
-        log_ratio = loss
-    else:
-        log_ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + loss)
+    log_ratio = loss if rate == 1 else np.logaddexp(math.log1p(-rate), math.log(rate) + loss)
     with np.errstate(over="ignore"):
         excess = rate * np.expm1(loss)
     near_zero = np.abs(excess) < 0.5

@@ -161,7 +161,9 @@ def steps(
     if not within(accountant, 1):
         return 0
     if arguments.sample_rate(sample_rate) == 0:
-        raise ParameterError("sample_rate 0 uses no data, so any number of steps is within the budget. Give a rate > 0.")
+        raise ParameterError(
+            "sample_rate 0 uses no data, so any number of steps is within the budget. Give a rate > 0."
+        )
     start = 1 if accountant == "gdp" else max(1, _most(functools.partial(within, "rdp"), 1))
     return _most(functools.partial(within, accountant), start)
 

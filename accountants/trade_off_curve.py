@@ -27,6 +27,7 @@ from accountants.queries import AccountantName, new_accountant
 from accountants.relation import NeighboringRelation
 from accountants.renyi import Array
 
+_ROUNDING = 1e-14  # of numbers at most 1, and of e^epsilon alpha where that is at most 1
 _SHARES = np.geomspace(0.8, 1e-6, 16)  # of the total variation: deltas at which the curve is touched
 
 
@@ -66,14 +67,13 @@ def trade_off(
     spent = new_accountant(accountant, relation=relation).compose(event)
     form = normal_form(event, spent.relation)
     if form.gaussian_mu is not None and not form.unbounded:
-        beta = special.ndtr(-special.ndtri(false_positive) - form.gaussian_mu) * (1 - 1e-14)
-        return np.clip(beta - 1e-15, 0.0, 1 - false_positive)
-    beta = np.zeros(false_positive.shape)
-    for epsilon, delta in _proven(spent):
-        beta = np.maximum(beta, 1 - delta - math.exp(min(epsilon, 700.0)) * false_positive)
-        beta = np.maximum(beta, math.exp(-epsilon) * (1 - delta - false_positive))
-    # Four roundings of numbers at most 1.
-    return np.clip(beta - 1e-15, 0.0, 1 - false_positive)
+        beta: Array = special.ndtr(-special.ndtri(false_positive) - form.gaussian_mu) * (1 - _ROUNDING)
+    else:
+        beta = np.zeros(false_positive.shape)
+        for epsilon, delta in _proven(spent):
+            beta = np.maximum(beta, 1 - delta - math.exp(epsilon) * false_positive)
+            beta = np.maximum(beta, math.exp(-epsilon) * (1 - delta - false_positive))
+    return np.minimum(np.maximum(beta - _ROUNDING, 0.0), 1 - false_positive)
 
 
 def _proven(spent: Accountant) -> list[tuple[float, float]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dpdl.errors import LoaderError
 from dpdl.sampling.poisson import PoissonSampler
 
 __all__ = ["PhysicalBatches"]
@@ -22,6 +25,9 @@ class PhysicalBatches:
         loader: where dataset, collate function, workers and memory pinning are taken from.
         sampler: draws the examples of a step.
         max_physical_batch_size: the most examples in a part; None for no limit.
+
+    Raises:
+        LoaderError: an empty batch cannot be made of what the collate function returns.
     """
 
     def __init__(
@@ -30,6 +36,8 @@ class PhysicalBatches:
         self._loader = loader
         self._sampler = sampler
         self._limit = max_physical_batch_size
+        self._collate = _CollateAnySize(loader.dataset, loader.collate_fn)
+        self._collate([])  # an empty batch will come; if it cannot be made, better now than in the middle
 
     def of_steps(self, steps: range) -> Iterator[tuple[Any, int, bool]]:
         """Batches in order, each with its size and whether it is the last part of its step."""
@@ -37,7 +45,7 @@ class PhysicalBatches:
         batches = DataLoader(
             self._loader.dataset,
             batch_sampler=_Parts(self._sampler, steps, self._limit, forms),
-            collate_fn=_CollateAnySize(self._loader.dataset, self._loader.collate_fn),
+            collate_fn=self._collate,
             num_workers=self._loader.num_workers,
             pin_memory=self._loader.pin_memory,
             timeout=self._loader.timeout,
@@ -82,8 +90,33 @@ class _CollateAnySize:
     def __call__(self, examples: list[Any]) -> Any:
         if examples:
             return self._collate(examples)
-        return tree_map(_emptied, self._collate([self._dataset[0]]))
+        return _emptied(self._collate([self._dataset[0]]))
 
 
-def _emptied(leaf: Any) -> Any:
-    return leaf[:0] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+def _emptied(batch: Any) -> Any:
+    """A batch of one example with that example taken out: nothing of it may be handed on.
+
+    Raises:
+        LoaderError: the batch holds something that cannot be emptied.
+    """
+    if isinstance(batch, (Tensor, np.ndarray)):
+        return batch[:0] if batch.ndim else batch * 0
+    if isinstance(batch, MutableMapping):
+        emptied = copy.copy(batch)  # tokenizers and models return mappings of their own kind
+        for key, value in batch.items():
+            emptied[key] = _emptied(value)
+        return emptied
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        values = {field.name: _emptied(getattr(batch, field.name)) for field in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **values)
+    if isinstance(batch, (list, tuple)):
+        if not any(isinstance(value, (Tensor, np.ndarray, MutableMapping, list, tuple)) for value in batch):
+            return type(batch)()  # names and the like, one an example
+        parts = [_emptied(value) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if batch is None or type(batch) in (bool, int, float, str, bytes):
+        return None if batch is None else type(batch)()
+    raise LoaderError(
+        f"The loader's collate function returns a {type(batch).__name__}, of which an empty batch cannot be made, "
+        "and Poisson sampling draws empty batches. Return tensors in tuples, lists, dicts or dataclasses."
+    )

@@ -74,7 +74,8 @@ def one_step_gaussian_delta(q: float, sigma: float, epsilon: float) -> mpmath.mp
 
 
 @pytest.mark.parametrize(
-    ("q", "sigma", "delta"), [(0.1, 1.0, 1e-12), (1e-5, 0.5, 1e-6), (0.9, 2.0, 1e-3), (0.5, 0.3, 1e-9), (1e-7, 1.0, 1e-9)]
+    ("q", "sigma", "delta"),
+    [(0.1, 1.0, 1e-12), (1e-5, 0.5, 1e-6), (0.9, 2.0, 1e-3), (0.5, 0.3, 1e-9), (1e-7, 1.0, 1e-9)],
 )
 def test_one_sampled_step_encloses_the_integral(q: float, sigma: float, delta: float) -> None:
     low, high = PRVAccountant().compose(PoissonSampled(q, Gaussian(sigma))).interval(delta)

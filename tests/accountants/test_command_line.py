@@ -48,7 +48,8 @@ def test_bad_values_are_one_line_and_exit_code_2(run) -> None:  # type: ignore[n
     ):
         result = run(*arguments)
         assert result.returncode == 2
-        assert len(result.stderr.strip().splitlines()) == 1 and "error:" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert "error:" in result.stderr
         assert result.stdout == ""
 
 
@@ -68,7 +69,8 @@ def test_calibrate_and_steps_answer_on_the_safe_side(capsys: pytest.CaptureFixtu
     budget = ["--epsilon", "2", "--delta", "1e-5", "--sample-rate", "0.02"]
     assert answer(capsys, "calibrate", *budget, "--steps", "500")["epsilon"] <= 2
     record = answer(capsys, "steps", *budget, "--noise-multiplier", "1.2")
-    assert record["epsilon"] <= 2 and record["steps"] > 0
+    assert record["epsilon"] <= 2
+    assert record["steps"] > 0
 
 
 def test_no_noise_is_null_in_json_and_words_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,10 +124,9 @@ def test_replacement_doubles_the_sensitivity_where_that_is_proved() -> None:
 
 def test_zero_out_equals_add_or_remove() -> None:
     step = PoissonSampled(0.1, Gaussian(1.0))
-    assert (
-        PRVAccountant(relation="zero_out").compose(step, 9).interval(1e-5)
-        == PRVAccountant().compose(step, 9).interval(1e-5)
-    )
+    assert PRVAccountant(relation="zero_out").compose(step, 9).interval(1e-5) == PRVAccountant().compose(
+        step, 9
+    ).interval(1e-5)
 
 
 def test_several_gaussians_on_one_subset_are_one_gaussian() -> None:

@@ -94,5 +94,6 @@ def test_a_window_too_narrow_loosens_the_bounds_and_never_flips_them() -> None:
     best = bounds[-1]
     assert best[1] - best[0] < 1e-3
     for low, high in bounds:
-        assert low <= best[1] and high >= best[0]
+        assert low <= best[1]
+        assert high >= best[0]
     assert bounds[0][1] > best[1]

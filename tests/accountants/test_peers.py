@@ -79,5 +79,6 @@ def test_interval_meets_prv_accountants(q: float, sigma: float, steps: int, delt
     )
     lower, _, upper = engine.compute_epsilon(delta=delta, num_self_compositions=[steps])
     low, high = PRVAccountant().compose(PoissonSampled(q, Gaussian(sigma)), steps).interval(delta)
-    assert lower <= high and low <= upper
+    assert lower <= high
+    assert low <= upper
     assert not math.isclose(lower, upper)

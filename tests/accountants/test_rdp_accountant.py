@@ -59,9 +59,9 @@ def test_sampled_laplace_rdp_equals_quadrature(q: float, b: float, order: float)
             low, high = ((1 - rate) + rate * mpmath.exp(sign / scale) for sign in (-1, 1))
             atoms = (low**power + mpmath.exp(-1 / scale) * high**power) / 2
             inside = mpmath.quad(
-                lambda x, p=power: mpmath.exp(-x / scale)
-                / (2 * scale)
-                * ((1 - rate) + rate * mpmath.exp((2 * x - 1) / scale)) ** p,
+                lambda x, p=power: (
+                    mpmath.exp(-x / scale) / (2 * scale) * ((1 - rate) + rate * mpmath.exp((2 * x - 1) / scale)) ** p
+                ),
                 mpmath.linspace(0, 1, 101),
             )
             truth = max(truth, mpmath.log(atoms + inside) / (mpmath.mpf(order) - 1))

@@ -23,7 +23,8 @@ def check(event: Event, delta: float, low: float, high: float, width: float) -> 
         warnings.simplefilter("error")
         lower, upper = PRVAccountant().compose(event).interval(delta)
         loose = RDPAccountant().compose(event).epsilon(delta)
-    assert lower <= high and upper >= low
+    assert lower <= high
+    assert upper >= low
     assert upper <= high * (1 + width)
     assert loose >= low * (1 - 1e-12)
 

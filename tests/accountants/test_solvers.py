@@ -48,7 +48,7 @@ def test_no_release_needs_no_noise() -> None:
 
 
 def test_an_impossible_budget_is_refused_with_a_remedy() -> None:
-    with pytest.raises(ParameterError, match="out of reach.*fewer steps"):
+    with pytest.raises(ParameterError, match=r"out of reach.*fewer steps"):
         accountants.noise_multiplier(epsilon=0.0, delta=1e-15, sample_rate=1.0, steps=10**7)
 
 
