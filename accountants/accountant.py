@@ -66,7 +66,7 @@ class Accountant(abc.ABC):
         delta = arguments.delta(delta)
         form = self._normal_form()
         if form.unbounded:
-            return Interval(float("inf"), float("inf"))
+            return Interval(0.0, float("inf"))  # finite where sampling makes the release rarer than delta
         return self._epsilon_interval(form, delta) if form.counts else Interval(0.0, 0.0)
 
     def delta(self, epsilon: float) -> float:

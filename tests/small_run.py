@@ -62,9 +62,7 @@ def small_run(
         loader, steps=steps, noise_multiplier=noise_multiplier, max_grad_norm=max_grad_norm
     )
     execution = {"accumulate_dtype": torch.float64, "insecure_seed": insecure_seed, **execution}
-    return dpdl.make_private(
-        model, optimizer(model.parameters()), loader, plan, execution=dpdl.Execution(**execution)
-    )
+    return dpdl.make_private(model, optimizer(model.parameters()), loader, plan, execution=dpdl.Execution(**execution))
 
 
 def train_on(private: dpdl.Private, batch: Any) -> None:

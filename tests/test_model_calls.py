@@ -89,9 +89,7 @@ class Shared(nn.Module):
 WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] = {
     "nested dict, keywords, a tensor without an axis": (
         Nested,
-        lambda m: F.cross_entropy(
-            m({"inputs": {"x": X}}, temperature=torch.tensor(2.0, dtype=X.dtype))["heads"][0], Y
-        ),
+        lambda m: F.cross_entropy(m({"inputs": {"x": X}}, temperature=torch.tensor(2.0, dtype=X.dtype))["heads"][0], Y),
     ),
     "the input comes back": (Echo, lambda m: F.cross_entropy(m(X)[0], Y) + m(X)[1].sum() * 0),
     "its own loss": (WithLoss, lambda m: m(X, labels=Y).loss),

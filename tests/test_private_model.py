@@ -222,9 +222,7 @@ class Moody(nn.Module):
 @each_engine
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("when", ["at the first batch", "later"])
-def test_after_a_forward_that_raised_the_next_call_works(
-    engine: str, error: type[BaseException], when: str
-) -> None:
+def test_after_a_forward_that_raised_the_next_call_works(engine: str, error: type[BaseException], when: str) -> None:
     model = Moody().double()
     private, undisturbed = small_run(model, engine=engine), small_run(copy.deepcopy(model), engine=engine)
     if when == "later":

@@ -173,9 +173,7 @@ def test_a_plan_for_other_data_is_refused() -> None:
 
 
 def test_a_plan_that_divides_by_another_batch_size_is_refused_even_without_its_dataset_size() -> None:
-    plan = dpdl.PrivacyPlan(
-        sample_rate=0.5, expected_batch_size=100, steps=3, noise_multiplier=1.0, max_grad_norm=1.0
-    )
+    plan = dpdl.PrivacyPlan(sample_rate=0.5, expected_batch_size=100, steps=3, noise_multiplier=1.0, max_grad_norm=1.0)
     model = network()
     with pytest.raises(LoaderError, match=r"expected_batch_size 100.*draws 6 of the loader's 12"):
         dpdl.make_private(model, sgd(model.parameters()), DataLoader(DATA, batch_size=6), plan)

@@ -51,7 +51,7 @@ def test_a_bound_that_is_not_positive_is_refused(value: float) -> None:
 
 
 @given(norm=st.floats(0.0, 1e20), clip=CLIPS, dtype=DTYPES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 def test_the_product_of_weight_and_norm_is_at_most_the_bound(norm: float, clip: float, dtype: torch.dtype) -> None:
     norms = torch.tensor([norm], dtype=dtype)
     weight = flat_weights(norms, max_grad_norm=clip)
@@ -59,24 +59,23 @@ def test_the_product_of_weight_and_norm_is_at_most_the_bound(norm: float, clip: 
     assert float(weight.double() * norms.double()) <= clip
 
 
-@given(exponent=st.floats(10.0, 38.5), clip=CLIPS)
-@settings(max_examples=300, deadline=None)
-def test_that_holds_for_the_longest_gradients_too(exponent: float, clip: float) -> None:
+@pytest.mark.parametrize("clip", [1e-6, 1e-3, 0.01, 0.1, 1.0, 1e3])
+def test_that_holds_for_the_longest_gradients_too(clip: float) -> None:
     """C / norm then lies among the denormals, where a rounding is no longer a small part of the value."""
-    norms = torch.tensor([min(10.0**exponent, torch.finfo(torch.float32).max)])
-    weight = flat_weights(norms, max_grad_norm=clip)
-    assert float(weight.double() * norms.double()) <= clip
+    norms = torch.logspace(20, 38.5, 5000, dtype=torch.float64).float()
+    weights = flat_weights(norms, max_grad_norm=clip)
+    assert float((weights.double() * norms.double()).max()) <= clip
 
 
 @given(norms=st.lists(st.floats(0.0, 1e10), min_size=2, max_size=20), clip=CLIPS, dtype=DTYPES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_a_longer_gradient_never_has_a_larger_weight(norms: list[float], clip: float, dtype: torch.dtype) -> None:
     weights = flat_weights(torch.tensor(sorted(norms), dtype=dtype), max_grad_norm=clip)
     assert (weights[1:] <= weights[:-1]).all()
 
 
 @given(norm=st.floats(1e-3, 1e10), clip=CLIPS, dtype=DTYPES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_no_more_is_cut_off_than_rounding_asks_for(norm: float, clip: float, dtype: torch.dtype) -> None:
     weight = float(flat_weights(torch.tensor([norm], dtype=dtype), max_grad_norm=clip))
     kept = min(1.0, clip / float(torch.tensor(norm, dtype=dtype)))

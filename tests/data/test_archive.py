@@ -107,9 +107,7 @@ def test_wrong_checksum_at_the_end_of_gzip_is_refused(tmp_path: Path) -> None:
         contents(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"hello", b"\x1f\x8bhello", b"BZhello", b"\xfd7zXZ\x00hello", b"x" * 2000]
-)
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8bhello", b"BZhello", b"\xfd7zXZ\x00hello", b"x" * 2000])
 def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(content)
@@ -122,9 +120,7 @@ def test_missing_archive_is_refused(tmp_path: Path) -> None:
         contents(tmp_path / "none.tar")
 
 
-def test_archive_that_unpacks_past_the_limit_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_archive_that_unpacks_past_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.tar.gz", {"a": bytes(10**6), "b": b"x"}, "w:gz")
     assert len(path.read_bytes()) < 10**4
     monkeypatch.setattr(archive, "LARGEST_ARCHIVE", 10**6)
@@ -163,9 +159,7 @@ def test_header_that_leads_backwards_is_refused(tmp_path: Path) -> None:
     header[124:136] = tarfile.itn(-1024, 12, tarfile.GNU_FORMAT)
     header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
     path = tmp_path / "a.tar"
-    path.write_bytes(
-        write(tmp_path / "b.tar", {"b": b"x"}).read_bytes()[:1024] + bytes(header) + bytes(10240)
-    )
+    path.write_bytes(write(tmp_path / "b.tar", {"b": b"x"}).read_bytes()[:1024] + bytes(header) + bytes(10240))
     with pytest.raises(DataError, match=r"leads backwards"):
         contents(path)
 

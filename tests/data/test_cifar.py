@@ -97,9 +97,7 @@ def test_missing_batches_are_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "cifar-10-batches-py")
     (folder / "data_batch_3").unlink()
     (folder / "test_batch").unlink()
-    with pytest.raises(
-        DataError, match=r"no data_batch_3, test_batch\. .*cifar-10-python\.tar\.gz.*kriz/cifar"
-    ):
+    with pytest.raises(DataError, match=r"no data_batch_3, test_batch\. .*cifar-10-python\.tar\.gz.*kriz/cifar"):
         load(tmp_path)
 
 
@@ -121,9 +119,7 @@ def test_malicious_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert harm.is_dir(), "the pickle must be one that does harm"
     harm.rmdir()
     (folder / "data_batch_2").write_bytes(content)
-    with pytest.raises(
-        DataError, match=r"data_batch_2.*it asks for posix\.mkdir, which no batch needs; not run"
-    ):
+    with pytest.raises(DataError, match=r"data_batch_2.*it asks for posix\.mkdir, which no batch needs; not run"):
         load(tmp_path)
     assert not harm.exists()
 

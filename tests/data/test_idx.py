@@ -38,9 +38,7 @@ def write_set(folder: Path, *, dot: bool = False, packed: bool = False) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dot", [False, True])
 @pytest.mark.parametrize("below", [".", "MNIST/raw", "mnist"])
-def test_idx_files_give_the_pixels_and_labels_written(
-    tmp_path: Path, below: str, dot: bool, packed: bool
-) -> None:
+def test_idx_files_give_the_pixels_and_labels_written(tmp_path: Path, below: str, dot: bool, packed: bool) -> None:
     write_set(tmp_path / below, dot=dot, packed=packed)
     data = load(tmp_path)
     assert data.train_images.shape == (5, 1, 4, 3)

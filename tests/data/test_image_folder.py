@@ -53,9 +53,7 @@ def test_folder_gives_the_pixels_written(tmp_path: Path, channels: int) -> None:
     assert data.train_images.is_contiguous()
 
 
-@pytest.mark.parametrize(
-    ("suffix", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tar.xz", "w:xz"), ("tbz2", "w:bz2")]
-)
+@pytest.mark.parametrize(("suffix", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tar.xz", "w:xz"), ("tbz2", "w:bz2")])
 @pytest.mark.parametrize("arcname", [".", "pets", "a/b"])
 def test_tar_gives_what_the_folder_gives(tmp_path: Path, suffix: str, mode: str, arcname: str) -> None:
     root = write_set(tmp_path / "pets")
@@ -187,9 +185,7 @@ class TestRefused:
 
 def png_that_announces(width: int, height: int) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
     pixels = zlib.compress(bytes(1000))

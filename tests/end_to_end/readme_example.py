@@ -1,6 +1,6 @@
 """Runs the README's first code block as it stands, in whatever environment this file is run with.
 
-    python readme_example.py README.md
+python readme_example.py README.md
 """
 
 from __future__ import annotations

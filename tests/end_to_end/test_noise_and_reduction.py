@@ -10,7 +10,6 @@ Seeds are fixed, so that what passes once passes always.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Callable

@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 def test_the_example_runs_and_prints_the_promised_epsilon(tmp_path: Path) -> None:
     script = ROOT / "tests" / "end_to_end" / "readme_example.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(ROOT / "README.md")], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, str(script), str(ROOT / "README.md")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     claim = re.match(r"epsilon <= (\d\.\d\d) at delta = 1e-05, adding or removing one example; ", done.stdout)

@@ -87,9 +87,7 @@ def test_images_too_small_for_the_model_are_refused(name: str, smallest: int) ->
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(
-        ParameterError, match="must be one of auto, papernot-cnn, cifar-cnn, mlp, logistic, got 'vgg'"
-    ):
+    with pytest.raises(ParameterError, match="must be one of auto, papernot-cnn, cifar-cnn, mlp, logistic, got 'vgg'"):
         build_model("vgg", in_channels=1, image_size=28, classes=10)
 
 
