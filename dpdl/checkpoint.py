@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_flatten, tree_map
 
 from dpdl.errors import CheckpointError
 from dpdl.model import PrivateModel
@@ -28,7 +32,9 @@ def save_checkpoint(
     scheduler: LRScheduler | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Save a run between two steps; the file appears whole or not at all.
+    """Save a run; the file appears whole or not at all, and is read back before it replaces another.
+
+    A logical batch that is half done is not saved: nothing of it was released, and it is drawn again.
 
     The file reads with `torch.load(path, weights_only=True)`. It holds no noise key: whoever has it cannot
     subtract noise. It is as private as the weights are, which is what the report says.
@@ -40,22 +46,22 @@ def save_checkpoint(
         extra: plain values and tensors of your own.
 
     Raises:
-        StepError: a batch is open; save after `optimizer.step()`.
+        CheckpointError: `extra` holds more than plain values and tensors.
     """
     state = {
-        "schema": _SCHEMA,
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": None if scheduler is None else scheduler.state_dict(),
+        "optimizer": tree_map(_plain_number, optimizer.state_dict()),
+        "scheduler": None if scheduler is None else tree_map(_plain_number, scheduler.state_dict()),
         "extra": extra or {},
     }
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
+            torch.save({"schema": _SCHEMA, "sha256": _digest(state), **state}, file)
             file.flush()
             os.fsync(file.fileno())
+        _read(temporary)
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
@@ -83,21 +89,13 @@ def load_checkpoint(
     Raises:
         CheckpointError: the file is missing, damaged, or of another plan or model; nothing was changed.
     """
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no checkpoint at {path}.") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}") from error
-    if not isinstance(state, dict) or state.get("schema") != _SCHEMA:
-        raise CheckpointError(f"{path} is not a checkpoint of a private run (schema {_SCHEMA}).")
+    state = _read(path)
     if (scheduler is None) != (state["scheduler"] is None):
         raise CheckpointError(
             f"The checkpoint was saved {'without' if state['scheduler'] is None else 'with'} a scheduler. "
             "Pass the same to load_checkpoint."
         )
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    saved = {name: tensor.shape for name, tensor in state["model"].items()}
+    expected, saved = _shapes(model.state_dict()), _shapes(state["model"])
     if expected != saved:
         differing = sorted(n for n in expected.keys() | saved.keys() if expected.get(n) != saved.get(n))
         raise CheckpointError(f"The checkpoint is of another model: {differing[:5]} differ in name or shape.")
@@ -107,3 +105,46 @@ def load_checkpoint(
         scheduler.load_state_dict(state["scheduler"])
     extra: dict[str, Any] = state["extra"]
     return extra
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The saved state, if it is whole."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no checkpoint at {path}.") from error
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, LookupError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be read: it is damaged, something else, or holds more than plain values "
+            f"and tensors ({type(error).__name__})."
+        ) from error
+    parts = {"model": dict, "optimizer": dict, "scheduler": (dict, type(None)), "extra": dict}
+    if not isinstance(state, dict) or state.get("schema") != _SCHEMA:
+        raise CheckpointError(f"{path} is not a checkpoint of a private run (schema {_SCHEMA}).")
+    if set(state) != {"schema", "sha256", *parts} or not all(isinstance(state[k], t) for k, t in parts.items()):
+        raise CheckpointError(f"The checkpoint {path} is incomplete: expected {sorted(parts)}.")
+    if _digest({name: state[name] for name in parts}) != state["sha256"]:
+        raise CheckpointError(f"The checkpoint {path} is damaged: its contents do not match their checksum.")
+    return state
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """SHA-256 over the structure, values, and tensors' bytes."""
+    leaves, spec = tree_flatten(state)
+    digest = hashlib.sha256(repr(spec).encode())
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value.shape) if isinstance(value, Tensor) else None for name, value in state.items()}
+
+
+def _plain_number(value: Any) -> Any:
+    """Settings given as numpy numbers would make the file unreadable without trusting it."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 
 from dpdl.errors import ParameterError
@@ -66,7 +67,8 @@ class Execution:
                 "Reduce the loss over examples before calling backward()."
             )
         for name in ("max_physical_batch_size", "chunk_size"):
-            value = getattr(self, name)
+            value = _integer_or_none(getattr(self, name))
+            object.__setattr__(self, name, value)
             if value is not None and (type(value) is not int or value < 1):
                 raise ParameterError(f"{name} must be a positive integer or None, got {value!r}.")
         if self.accumulate_dtype not in (torch.float32, torch.float64):
@@ -74,5 +76,11 @@ class Execution:
                 f"accumulate_dtype must be torch.float32 or torch.float64, got {self.accumulate_dtype}. "
                 "Narrower types would round the noise and the sum that it protects."
             )
+        object.__setattr__(self, "insecure_seed", _integer_or_none(self.insecure_seed))
         if self.insecure_seed is not None and (type(self.insecure_seed) is not int or self.insecure_seed < 0):
             raise ParameterError(f"insecure_seed must be a non-negative integer or None, got {self.insecure_seed!r}.")
+
+
+def _integer_or_none(value: object) -> object:
+    """A numpy integer as a plain one; anything else as it is, for the caller to refuse."""
+    return int(value) if isinstance(value, np.integer) else value

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from accountants import Composed, Event, Interval, NeighboringRelation, PRVAccountant
-from dpdl.errors import CheckpointError, ParameterError
+from dpdl.errors import CheckpointError
 
 __all__ = ["Entry", "Ledger"]
 
@@ -97,6 +97,6 @@ class Ledger:
                 if type(count) is not int or count < 1:
                     raise CheckpointError(f"Not a ledger: count {count!r} of an entry.")
                 ledger._entries.append(Entry(event=Event.from_json(json.dumps(entry["event"])), count=count))
-        except (json.JSONDecodeError, KeyError, TypeError, ParameterError) as error:
+        except (ValueError, KeyError, TypeError) as error:  # JSON errors and ParameterError are ValueErrors
             raise CheckpointError(f"Not a ledger: {error!r}. Resume from an undamaged checkpoint.") from error
         return ledger

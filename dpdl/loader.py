@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from dpdl.errors import PlanExhaustedError
+from dpdl.errors import PlanExhaustedError, StepError
 from dpdl.plan import PrivacyPlan
 from dpdl.run_state import RunState
 from dpdl.sampling import PhysicalBatches, PoissonSampler
@@ -53,6 +53,7 @@ class PrivateLoader:
         self._run = run
         self._begin_batch = begin_batch
         self._resuming = False
+        self._passes = 0
 
     @property
     def dataset(self) -> Any:
@@ -82,18 +83,24 @@ class PrivateLoader:
                 "planned. Make a plan with more steps before training."
             )
         self._turns.abandon()
+        self._passes += 1
         if not self._resuming or self._run.steps_in_pass >= self._steps_per_pass:
             self._run.steps_in_pass = 0
         self._resuming = False
         count = min(left, self._steps_per_pass - self._run.steps_in_pass)
-        return self._batches(range(first, first + count))
+        return self._batches(range(first, first + count), self._passes)
 
-    def _batches(self, steps: range) -> Iterator[Any]:
+    def _batches(self, steps: range, this_pass: int) -> Iterator[Any]:
         sampler = PoissonSampler(len(self.dataset), self._plan.sample_rate, self._run.sampling)
         source = PhysicalBatches(self._loader, sampler, max_physical_batch_size=self._max_physical_batch_size).of_steps(
             steps
         )
         for batch, size, last in source:
+            if self._passes != this_pass:
+                raise StepError(
+                    "Another pass over the private loader has begun; this iterator's draws belong to it now. Use one "
+                    "iterator at a time."
+                )
             self._turns.open(size=size, last=last)
             yield self._begin_batch(batch, size)
             self._turns.refuse_unclosed()

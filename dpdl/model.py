@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from dpdl.errors import ModelError
+from dpdl.errors import ModelError, WrapError
 from dpdl.per_sample.batch import ExampleBatch
-from dpdl.per_sample.engine import PerSampleGradients, detached
+from dpdl.per_sample.engine import FrozenCall, PerSampleGradients
 from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
 from dpdl.per_sample.runner import PerSampleRunner, plain_arguments
 from dpdl.turns import Part, Turns
@@ -47,13 +46,13 @@ class PrivateModel(nn.Module):
         turns: Turns,
         trainable: Callable[[], Mapping[str, Tensor]],
     ) -> None:
+        self.__dict__["_wrapped"] = module  # past __setattr__, which hands on to the module
+        mode = module.training
         super().__init__()
+        module.training = mode  # nn.Module's constructor has set it
         # The registries themselves are shared, so that every traversal of nn.Module sees plain names.
-        self._parameters = module._parameters
-        self._buffers = module._buffers
-        self._modules = module._modules
-        self.training = module.training
-        self.__dict__["_wrapped"] = module  # past __setattr__, which would register a child
+        for registry in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[registry] = module.__dict__[registry]
         self.__dict__["_runner"] = runner
         self.__dict__["_turns"] = turns
         self.__dict__["_trainable"] = trainable
@@ -80,7 +79,7 @@ class PrivateModel(nn.Module):
         """
         args, kwargs = plain_arguments(args, kwargs)
         if not torch.is_grad_enabled():
-            return self.module(*args, **kwargs)
+            return self._evaluated(args, kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim > 0]
         if not tensors:
             raise ModelError("The private model was called without a tensor that has a batch axis.")
@@ -93,8 +92,13 @@ class PrivateModel(nn.Module):
         return self._runner.forward(batch, self._trainable(), self._delivery_to(part))
 
     def _evaluated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The module with its parameters as constants: gradients flow to inputs, if those ask for them."""
-        return functional_call(self.module, detached(dict(self.module.named_parameters())), args, kwargs)
+        """The module with parameters as constants: gradients flow to inputs, if those ask for them.
+
+        In training mode on copies of its buffers, so that running statistics take up no data.
+        """
+        if not torch.is_grad_enabled() and not self.training:
+            return self.module(*args, **kwargs)
+        return FrozenCall(self.module, {}).run({}, args, kwargs)
 
     def _delivery_to(self, part: Part) -> Callable[[Iterator[PerSampleGradients]], None]:
         turns = self._turns
@@ -109,7 +113,6 @@ class PrivateModel(nn.Module):
             for child, training in modes:
                 child.training = training
             refuse_mixing(findings)
-        self.training = mode
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -124,8 +127,33 @@ class PrivateModel(nn.Module):
         self.module._apply(*args, **kwargs)
         return self
 
+    @property
+    def training(self) -> bool:  # type: ignore[override]  # a plain attribute in nn.Module
+        """The module's own mode."""
+        return self.module.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self.module.training = mode
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_wrapped"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Attributes are the module's."""
+        if name in self.__dict__:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.__dict__["_wrapped"], name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.__dict__["_wrapped"], name)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        raise WrapError(
+            "A private model cannot be pickled: half of its run would be left behind. Save state_dict(), which has "
+            "the plain module's names, or use dpdl.save_checkpoint."
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(self.module, memo)

@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import accountants
@@ -62,6 +66,7 @@ class PrivacyPlan:
 
     Raises:
         ParameterError: a value is out of range, or contradicts another.
+        UnsupportedEventError: no accountant has a proof for this sampling under this relation.
 
     References:
         [1] Abadi et al., Deep Learning with Differential Privacy, CCS 2016. arXiv:1607.00133
@@ -115,6 +120,7 @@ class PrivacyPlan:
         ):
             if getattr(self, name) not in allowed:
                 raise ParameterError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        accountants.PRVAccountant(relation=NeighboringRelation(self.relation)).compose(self.event(1))  # has a proof
         if self.dataset_size is not None:
             expected = self.sample_rate * self.dataset_size
             if abs(expected - self.expected_batch_size) > _BATCH_SIZE_TOLERANCE * expected:
@@ -233,8 +239,11 @@ class PrivacyPlan:
             )
 
     def to_json(self) -> str:
-        """The plan as JSON, with its schema."""
-        return json.dumps({"schema": _SCHEMA, **asdict(self)})
+        """The plan as JSON, with its schema; an infinite clipping norm is the string "inf"."""
+        values = asdict(self)
+        if math.isinf(self.max_grad_norm):
+            values["max_grad_norm"] = "inf"
+        return json.dumps({"schema": _SCHEMA, **values})
 
     @classmethod
     def from_json(cls, text: str) -> PrivacyPlan:
@@ -245,7 +254,7 @@ class PrivacyPlan:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, TypeError) as error:
             raise ParameterError(f"Not a plan: the text is not JSON ({error}).") from error
         if not isinstance(values, dict) or values.pop("schema", None) != _SCHEMA:
             raise ParameterError(f"Not a plan: expected a JSON object with schema {_SCHEMA!r}.")
@@ -255,6 +264,8 @@ class PrivacyPlan:
                 f"Not a plan: missing fields {sorted(known - set(values))}, "
                 f"unknown fields {sorted(set(values) - known)}."
             )
+        if values["max_grad_norm"] == "inf":
+            values["max_grad_norm"] = math.inf
         return cls(**values)
 
     def __str__(self) -> str:
@@ -270,11 +281,11 @@ class PrivacyPlan:
 
 def _real(name: str, value: object) -> float:
     """A float from anything that is a real number, and nothing else."""
-    if isinstance(value, (bool, str, bytes)) or value is None:
+    if _is_boolean(value) or isinstance(value, (str, bytes)) or value is None:
         raise ParameterError(f"{name} must be a number, got {value!r}.")
     try:
         number = float(value)  # type: ignore[arg-type]  # numpy and torch scalars included
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ParameterError(f"{name} must be a number, got {value!r}.") from error
     if math.isnan(number):
         raise ParameterError(f"{name} must be a number, got NaN.")
@@ -283,9 +294,16 @@ def _real(name: str, value: object) -> float:
 
 def _count(name: str, value: object, *, least: int) -> int:
     """An int from anything that is an integer (not a float that happens to be whole)."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if _is_boolean(value):
         raise ParameterError(f"{name} must be an integer, got {value!r}.")
-    number = int(value.__index__())
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # refuses what is not an integer
+    except TypeError as error:
+        raise ParameterError(f"{name} must be an integer, got {value!r}.") from error
     if number < least:
         raise ParameterError(f"{name} must be at least {least}, got {number}.")
     return number
+
+
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, (bool, np.bool_)) or (isinstance(value, Tensor) and value.dtype == torch.bool)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from typing import Any
 
-__all__ = ["PrivacyReport", "rounded_up"]
+__all__ = ["PrivacyReport", "rounded_down", "rounded_up", "shown_delta"]
 
 _SCHEMA = "dpdl.report/1"
 
@@ -55,9 +56,9 @@ class PrivacyReport:
 
     def __str__(self) -> str:
         if math.isinf(self.epsilon):
-            claim = f"NO GUARANTEE: epsilon is infinite at delta = {self.delta:g}, {self.relation}"
+            claim = f"NO GUARANTEE: epsilon is infinite at delta = {shown_delta(self.delta)}, {self.relation}"
         else:
-            claim = f"epsilon <= {rounded_up(self.epsilon)} at delta = {self.delta:g}, {self.relation}"
+            claim = f"epsilon <= {rounded_up(self.epsilon)} at delta = {shown_delta(self.delta)}, {self.relation}"
         sentences = [
             f"{claim}; {self.steps:,} of {self.planned_steps:,} planned steps, {self.sampling}, {self.mechanism}."
         ]
@@ -74,11 +75,26 @@ class PrivacyReport:
 
 
 def rounded_up(value: float, digits: int = 2) -> str:
-    """A number of at least `value` with `digits` decimals: a displayed bound must still be one."""
+    """The least number with `digits` decimals that is not below `value`: a displayed bound must still be one."""
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def rounded_down(value: float, digits: int = 2) -> str:
+    """The greatest number with `digits` decimals that is not above `value`, for lower bounds."""
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def _rounded(value: float, digits: int, rounding: str) -> str:
     if math.isinf(value):
         return "inf"
-    factor = 10**digits
-    return f"{math.ceil(value * factor) / factor:.{digits}f}"
+    with localcontext(prec=400):  # all digits of any float
+        return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), rounding))
+
+
+def shown_delta(delta: float) -> str:
+    """delta in few digits, if those do not claim less than it is."""
+    short = f"{delta:g}"
+    return short if float(short) >= delta else repr(delta)
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -72,11 +73,13 @@ def make_private(
     execution = execution or Execution()
     _refuse_wrong_types(model, optimizer, loader, plan)
     _refuse_used_objects(model, optimizer)
+    _refuse_used_parameters(model)
     _refuse_optimizers_that_cannot(optimizer)
     _refuse_foreign_parameters(model, optimizer)
     refuse_mixing(find_batch_norms(model))
     steps_per_pass = _steps_per_pass(loader, plan)
 
+    plan = replace(plan, dataset_size=len(loader.dataset))  # type: ignore[arg-type]  # known to be sized by now
     seed = execution.insecure_seed
     randomness = RandomStream.from_os() if seed is None else RandomStream.from_insecure_seed(seed)
     run = RunState(plan, randomness=randomness)
@@ -104,6 +107,7 @@ def make_private(
     private_model = PrivateModel(model, runner=runner, turns=turns, trainable=private_optimizer.trainable)
     _private_objects.add(model)
     _private_objects.add(optimizer)
+    _private_objects.update(private_optimizer.trainable().values())
     return Private(private_model, private_optimizer, private_loader)
 
 
@@ -129,6 +133,15 @@ def _refuse_used_objects(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
                 f"The {name} is part of a private run already; a second one would not know what the first has "
                 "spent. Go on with what make_private returned, or start anew with copy.deepcopy of the plain "
                 "model and a new optimizer."
+            )
+
+
+def _refuse_used_parameters(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        if p in _private_objects:
+            raise WrapError(
+                f"Parameter '{name}' is trained by a private run already; a second one would not know what the first "
+                "has spent. Go on with what make_private returned, or start anew with copy.deepcopy."
             )
 
 

@@ -74,8 +74,13 @@ class RunState:
         return cls(plan, randomness=randomness, ledger=ledger, steps_in_pass=steps_in_pass)
 
     def become(self, other: RunState) -> None:
-        """Take over another state of the same plan."""
-        self.ledger = other.ledger
+        """Take over another state of the same plan.
+
+        If this run has released more than the other one, those releases have happened all the same: its
+        ledger stays, and steps go on after it.
+        """
+        if other.ledger.releases > self.ledger.releases:
+            self.ledger = other.ledger
         self.steps_in_pass = other.steps_in_pass
         self._randomness = other._randomness
         self.noise = other.noise

@@ -36,7 +36,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from dpdl.errors import CheckpointError, ParameterError
+from dpdl.errors import CheckpointError, ParameterError, WrapError
 
 __all__ = ["RandomStream"]
 
@@ -73,7 +73,7 @@ class RandomStream:
         RandomStream.from_os().child('noise')
     """
 
-    __slots__ = ("_key", "_labels", "_seed")
+    __slots__ = ("_key", "_labels", "_process", "_seed")
 
     def __init__(self, key: bytes, *, seed: int | None = None, labels: tuple[str, ...] = ()) -> None:
         if len(key) != _KEY_BYTES:
@@ -81,6 +81,7 @@ class RandomStream:
         self._key = key
         self._seed = seed
         self._labels = labels
+        self._process = os.getpid()
 
     @classmethod
     def from_os(cls) -> RandomStream:
@@ -125,6 +126,7 @@ class RandomStream:
             ParameterError: message is outside [0, 2^64), count or start is negative, or the words
                 lie past the end of the message (2^65 words), where the counter would run into
                 the next message.
+            WrapError: a secure stream was carried into a forked process.
         """
         if not 0 <= message < _MESSAGES:
             raise ParameterError(f"message must be in [0, 2^64), got {message}.")
@@ -134,6 +136,11 @@ class RandomStream:
             raise ParameterError(
                 f"a message has 2^65 words, but words {start} to {start + count} were asked for. "
                 "Draw the rest from another message or child."
+            )
+        if self.secure and os.getpid() != self._process:
+            raise WrapError(
+                "this stream's key was made in another process, which would draw the same words. Make the run "
+                "(make_private) in the process that trains."
             )
         block, skipped = divmod(start, _WORDS_PER_BLOCK)
         counter = (message * 2**64 + block).to_bytes(16, "big")

@@ -36,9 +36,8 @@ def uniform_loader_sizes(loader: DataLoader[Any]) -> tuple[int, int, int]:
             "Use a dataset with __len__ and at least one example."
         )
     sampler = loader.sampler
-    plain = isinstance(sampler, SequentialSampler) or (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)
-    )
+    all_once = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
+    plain = all_once and len(sampler) == len(loader.dataset)
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler or not plain:
         raise LoaderError(
             f"The loader draws its batches with {type(sampler).__name__} in "

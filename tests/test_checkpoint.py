@@ -147,7 +147,8 @@ def test_what_counted_before_still_counts(tmp_path: Path) -> None:
     train_until(first, 3)
     loaded(saved(tmp_path / "run.pt", first, extra={"epoch": 1, "best": torch.ones(2)}), second)
     assert second.optimizer.epsilon(1e-5) == first.optimizer.epsilon(1e-5) > 0
-    assert second.optimizer.diagnostics == first.optimizer.diagnostics
+    # Counts of clipped and non-finite examples are private and un-noised; the file holds none of them.
+    assert second.optimizer.diagnostics.examples == 0
 
 
 def test_what_a_report_had_to_say_is_still_said_after_resuming(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from dpdl.errors import ParameterError
 
 __all__ = ["flat_weights"]
 
-# A norm over d numbers, summed pairwise in floating point, is off by at most about log2(d) roundings,
-# and the product with the weight adds two. 32 covers every d below 2**30.
+# A norm over d numbers whose squares are added in a tree is off by at most log2(d) / 2 + 1 roundings (16 for
+# d = 2^30); the quotient, the product with the weight and their sum over the vector add a few. 32 is more.
 ROUNDINGS = 32
 
 
@@ -46,7 +46,10 @@ def flat_weights(norms: Tensor, *, max_grad_norm: float) -> Tensor:
         raise ParameterError(
             f"max_grad_norm must be > 0, got {max_grad_norm}. To train without clipping, leave the model unwrapped."
         )
-    bound = max_grad_norm * (1 - ROUNDINGS * torch.finfo(norms.dtype).eps)
-    # Division before the choice: norm 0 gives infinity, which min() turns into 1.
-    weights = torch.where(norms <= bound, 1.0, bound / norms)
-    return torch.where(torch.isfinite(norms), weights, 0.0).to(norms.dtype)
+    resolution = torch.finfo(norms.dtype)
+    bound = max_grad_norm * (1 - ROUNDINGS * resolution.eps)
+    # Division before the choice: norm 0 gives infinity, which the choice turns into 1.
+    weights = torch.where(norms <= bound, 1.0, bound / norms.double())
+    # Below the normal numbers a weight has lost digits, and could exceed what it stands for.
+    usable = torch.isfinite(norms) & (weights >= resolution.tiny)
+    return torch.where(usable, weights, 0.0).to(norms.dtype)

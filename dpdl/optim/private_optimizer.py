@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
         self._ready = False
         super().__init__(inner.param_groups, inner.defaults)
         self.inner = inner
-        self.plan = plan
+        self._plan = plan
+        self._earlier_notes: list[str] = []
         self._share_inner_state()
         self._model = model
         self._turns = turns
@@ -88,6 +89,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         self._stepping = False
         self.diagnostics = Diagnostics()
         inner.register_step_pre_hook(self._refuse_direct_step)
+        inner.register_load_state_dict_post_hook(lambda _: self._share_inner_state())
         self._ready = True
 
     # ── stepping ────────────────────────────────────────────────────────────────────────────────────
@@ -195,7 +197,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
     def _refuse_foreign_gradients(self) -> None:
         held = {id(p) for group in self.inner.param_groups for p in group["params"]}
         for name, p in self._model.named_parameters():  # frozen ones too: the inner step would move them
-            if id(p) in held and p.grad is not None and p.grad is not self._released.get(name):
+            foreign = id(p) in held and p.grad is not None and p.grad is not self._released.get(name)
+            if foreign and bool((p.grad != 0).any()):  # zeros are what zero_grad(set_to_none=False) leaves
                 raise StepError(
                     f"Parameter '{name}' has a gradient that did not come from the private model: the plain "
                     "module was called, or another loss reaches it. Call the model that make_private returned, "
@@ -212,7 +215,21 @@ class PrivateOptimizer(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PrivateOptimizer:
+        raise _no_copies()
+
+    def __copy__(self) -> PrivateOptimizer:
+        raise _no_copies()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        raise _no_copies()
+
     # ── what was spent ──────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """What the run is held to. It cannot be exchanged."""
+        return self._plan
 
     @property
     def ledger(self) -> Ledger:
@@ -226,11 +243,13 @@ class PrivateOptimizer(torch.optim.Optimizer):
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on the epsilon spent so far at `delta`; 0.0 before the first step."""
-        return self._run.ledger.epsilon(delta)
+        spent = self._run.ledger.epsilon(delta)
+        self.plan.warn_if_delta_is_large(delta)
+        return spent
 
     def report(self, delta: float) -> PrivacyReport:
         """What may be claimed of the run so far at `delta`; prints as a sentence."""
-        notes = tuple(self._notes())
+        notes = tuple(self._all_notes())
         report = report_of(self.plan, self._run.ledger, delta=delta, secure=self._run.secure, notes=notes)
         self.plan.warn_if_delta_is_large(delta)
         return report
@@ -247,12 +266,14 @@ class PrivateOptimizer(torch.optim.Optimizer):
         Plain values and tensors: `torch.load(..., weights_only=True)` reads it. No key of a secure
         generator is in it.
 
-        Raises:
-            StepError: a logical batch is half done; save between steps.
+        A logical batch that is half done is left out: nothing of it was released.
         """
-        if self._turns.open_part is not None:
-            raise StepError("state_dict() in the middle of a batch. Save after optimizer.step().")
-        private = {"plan": self.plan.to_json(), **self._run.state_dict()}
+        private = {
+            "plan": self.plan.to_json(),
+            "optimizer": type(self.inner).__name__,
+            "notes": self._all_notes(),
+            **self._run.state_dict(),
+        }
         return {**self.inner.state_dict(), _STATE_KEY: private}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -263,7 +284,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         """
         state = dict(state_dict)
         private = state.pop(_STATE_KEY, None)
-        if not isinstance(private, dict) or "plan" not in private:
+        if not isinstance(private, dict) or not isinstance(private.get("plan"), str):
             raise CheckpointError(
                 "The state is not a private optimizer's: it has no ledger, and loading it would forget what was "
                 "spent. Load what PrivateOptimizer.state_dict() returned."
@@ -277,13 +298,34 @@ class PrivateOptimizer(torch.optim.Optimizer):
                 f"The state was saved under another plan. Saved: {saved_plan} Now: {self.plan} "
                 "Resume with the saved plan."
             )
-        run = RunState.from_state_dict(private, plan=self.plan)  # raises before anything is changed
+        run = RunState.from_state_dict(private, plan=self.plan)
+        self._refuse_other_optimizer(state, private.get("optimizer"))
+        notes = private.get("notes")
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise CheckpointError("The saved run is damaged: it has no notes.")
+        # From here on nothing is refused.
         self.inner.load_state_dict(state)
         self._share_inner_state()
+        self._earlier_notes = notes
         self._run.become(run)
         self._turns.abandon()
         self._released.clear()
         self._on_load()
+
+    def _refuse_other_optimizer(self, state: dict[str, Any], name: object) -> None:
+        groups = state.get("param_groups")
+        if name != type(self.inner).__name__ or not isinstance(groups, list) or "state" not in state:
+            raise CheckpointError(f"The state was saved from {name}, but this run has {type(self.inner).__name__}.")
+        saved = [len(group.get("params", ())) for group in groups]
+        mine = [len(group["params"]) for group in self.inner.param_groups]
+        if saved != mine:
+            raise CheckpointError(
+                f"The state has parameter groups of {saved} parameters, but this optimizer has {mine}. Build the "
+                "optimizer as for the saved run."
+            )
+
+    def _all_notes(self) -> list[str]:
+        return list(dict.fromkeys([*self._earlier_notes, *self._notes()]))
 
     def _share_inner_state(self) -> None:
         self.param_groups = self.inner.param_groups
@@ -291,3 +333,10 @@ class PrivateOptimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         return f"PrivateOptimizer({self.inner!r})"
+
+
+def _no_copies() -> WrapError:
+    return WrapError(
+        "A private optimizer cannot be copied or pickled: two of them would draw the same noise and keep separate "
+        "ledgers of one dataset. Save state_dict(), or use dpdl.save_checkpoint."
+    )

@@ -86,7 +86,7 @@ def _empty_forward(engine: Engine, batch: ExampleBatch, trainable: Mapping[str, 
     """Outputs for no examples, shaped as for one: many models cannot be run on an empty batch."""
     call = FrozenCall(engine.module, trainable)
     one = batch.zero_rows(1)
-    layout = engine.layout_of(call, trainable, one)
+    layout = engine.layout_of(trainable, one)
     with torch.no_grad():
         leaves = layout.leaves(call(trainable, one))
     outputs = [

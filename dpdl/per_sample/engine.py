@@ -91,50 +91,69 @@ class Engine(ABC):
             trainable: the parameters to differentiate by, by name.
         """
 
-    def layout_of(self, call: FrozenCall, trainable: Mapping[str, Tensor], batch: ExampleBatch) -> OutputLayout:
+    def layout_of(self, trainable: Mapping[str, Tensor], batch: ExampleBatch) -> OutputLayout:
         """The layout of the module's output, measured once for each form of arguments."""
         form = (self.module.training, repr(batch.spec), tuple(leaf.ndim for leaf in batch.row_leaves))
         if form not in self._layouts:
-            self._layouts[form] = OutputLayout.measure(lambda rows: call(trainable, rows), batch)
+            careful = FrozenCall(self.module, trainable, copy_parameters=True)
+            layout = OutputLayout.measure(lambda rows: careful({}, rows), batch)
+            careful.refuse_written_state()
+            self._layouts[form] = layout
         return self._layouts[form]
 
 
 class FrozenCall:
     """A module with its state taken out: a function of (trainable parameters, batch).
 
-    Buffers are copied, so that a forward that writes to them leaves the module as it was. Autocast is as it
-    was when the call was made, also when the call is repeated during a backward pass.
+    Buffers are copied, so that a forward that writes to them leaves the module as it was; parameters are
+    too where `copy_parameters` is set, and watched where not. Autocast is as it was when the call was made,
+    also when the call is repeated during a backward pass.
+
+    Args:
+        module: the model.
+        trainable: the parameters that will be handed in.
+        copy_parameters: run on copies of all parameters.
     """
 
-    def __init__(self, module: nn.Module, trainable: Mapping[str, Tensor]) -> None:
+    def __init__(self, module: nn.Module, trainable: Mapping[str, Tensor], *, copy_parameters: bool = False) -> None:
         self.module = module
-        device = next(iter(module.parameters())).device.type
+        parameters = dict(module.named_parameters())
+        self.fixed = {
+            name: p.detach().clone() if copy_parameters else p.detach()
+            for name, p in parameters.items()
+            if copy_parameters or name not in trainable
+        }
+        self.buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
+        self._watched = {**parameters, **self.fixed, **self.buffers}
+        self._versions = {n: t._version for n, t in self._watched.items()}
+        device = next(iter(parameters.values())).device.type
         self._autocast = partial(
             torch.autocast, device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
         )
         self.without_autocast = partial(torch.autocast, device, enabled=False)
-        self.fixed = {n: p.detach() for n, p in module.named_parameters() if n not in trainable}
-        self.buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
-        self._versions = {n: b._version for n, b in self.buffers.items()}
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: ExampleBatch) -> Any:
-        """The module's output."""
-        args, kwargs = batch.call_arguments()
+        """The module's output; where parameters were copied, the copies stand for those handed in."""
+        return self.run(parameters, *batch.call_arguments())
+
+    def run(self, parameters: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same for arguments as they are."""
         with self._autocast():
             return functional_call(self.module, {**parameters, **self.fixed, **self.buffers}, args, kwargs)
 
-    def written_buffers(self) -> list[str]:
-        """Buffers that a forward has written to."""
-        return [name for name, buffer in self.buffers.items() if buffer._version != self._versions[name]]
+    def written_state(self) -> list[str]:
+        """Buffers and parameters that a forward has written to, or put another tensor in place of."""
+        written = [name for name, tensor in self._watched.items() if tensor._version != self._versions[name]]
+        return written
 
-    def refuse_written_buffers(self) -> None:
-        """Raise if a forward wrote to a buffer: state that would carry data from step to step."""
-        written = self.written_buffers()
+    def refuse_written_state(self) -> None:
+        """Raise if a forward wrote to the module's state, which would carry data from step to step."""
+        written = self.written_state()
         if written:
             raise ModelError(
-                f"The model's forward writes to its buffers {written}. State that is updated from private "
-                "data leaves through the saved model without noise. Freeze the modules that own them "
-                "(module.eval(), track_running_stats=False), or replace them, e.g. BatchNorm by GroupNorm."
+                f"The model's forward writes to {written}. State that is updated from private data leaves through "
+                "the saved model without noise. Freeze the modules that own it (module.eval(), "
+                "track_running_stats=False, max_norm=None), or replace them, e.g. BatchNorm by GroupNorm."
             )
 
 

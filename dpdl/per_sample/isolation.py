@@ -1,6 +1,6 @@
 """Finds modules in which one example reaches another, by running the model and watching.
 
-The model is run on a few examples, then again with the last of them exchanged, all else equal (random
+The model is run on a few examples, then again with the last or the first exchanged, all else equal (random
 numbers too). Whatever changes for the other examples has crossed over. No list of classes is involved.
 """
 
@@ -81,7 +81,7 @@ def find_batch_norms(module: nn.Module) -> list[Finding]:
 def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
     """Every module of `module` that mixes the examples of `batch` or keeps state from them.
 
-    The model runs in the mode that it is in, three times, on a few examples; its parameters, buffers and
+    The model runs in the mode that it is in, four times, on a few examples; its parameters, buffers and
     torch's random state are left as they were. Whether examples mix is decided by the model's outputs; the
     calls inside only tell where. A model whose only output is its own loss is judged by the calls inside.
 
@@ -93,19 +93,20 @@ def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
         Findings, innermost module first; an empty list if the examples stay apart.
     """
     rows = batch.rows(slice(0, EXAMPLES))
-    exchanged = _with_last_exchanged(rows)
     longer = rows.with_row_leaves(tuple(torch.cat([r, r[:1]]) for r in rows.row_leaves), size=rows.size + 1)
     state = RandomState(batch.device)
     base = _watched_run(module, rows, state)
-    other = _watched_run(module, exchanged, state)
     more = _watched_run(module, longer, state)
-
-    findings = [_state_finding(module, name) for name in base.written_buffers]
-    culprits = _culprits(base, other, more, others=rows.size - 1)
-    kept_apart = _stays(base.outputs, other.outputs, more.outputs, others=rows.size - 1)
-    if kept_apart is True or (kept_apart is None and not culprits):
-        return findings
-    return findings + [_mixing_finding(module, name) for name in culprits or [""]]
+    findings = [_state_finding(module, name) for name in base.written]
+    # What passes on from example to example in order shows for one end of the batch only.
+    for exchanged in (rows.size - 1, 0):
+        other = _watched_run(module, _with_one_exchanged(rows, exchanged), state)
+        kept = slice(0, rows.size - 1) if exchanged else slice(1, rows.size)
+        culprits = _culprits(base, other, more, size=rows.size, kept=kept)
+        kept_apart = _stays(base.outputs, other.outputs, more.outputs, size=rows.size, kept=kept)
+        if kept_apart is False or (kept_apart is None and culprits):
+            return findings + [_mixing_finding(module, name) for name in culprits or [""]]
+    return findings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,37 +120,37 @@ class _Call:
 
 @dataclass(frozen=True, kw_only=True)
 class _Watched:
-    """One run of the model: its calls in order of their end, its outputs, and which buffers it wrote to."""
+    """One run of the model: its calls in order of their end, its outputs, and what of its state it wrote to."""
 
     calls: list[_Call]
     outputs: list[Tensor]
-    written_buffers: list[str]
+    written: list[str]
 
 
 def _watched_run(module: nn.Module, rows: ExampleBatch, state: RandomState) -> _Watched:
     calls: list[_Call] = []
     with _watching(module, calls), torch.no_grad(), state.replayed():
-        frozen = FrozenCall(module, {})
+        frozen = FrozenCall(module, {}, copy_parameters=True)
         outputs = _copies(frozen({}, rows))
-    return _Watched(calls=calls, outputs=outputs, written_buffers=frozen.written_buffers())
+    return _Watched(calls=calls, outputs=outputs, written=frozen.written_state())
 
 
-def _culprits(base: _Watched, other: _Watched, more: _Watched, *, others: int) -> list[str]:
+def _culprits(base: _Watched, other: _Watched, more: _Watched, *, size: int, kept: slice) -> list[str]:
     """Modules whose outputs for other examples moved although their inputs did not; innermost only."""
     culprits: list[str] = []
     for a, b, c in zip(base.calls, other.calls, more.calls, strict=False):
         if not a.name == b.name == c.name:
             break  # control flow depends on the data; what follows cannot be compared call by call
-        moved = _stays(a.outputs, b.outputs, c.outputs, others=others) is False
-        brought_in = _stays(a.inputs, b.inputs, c.inputs, others=others) is False
+        moved = _stays(a.outputs, b.outputs, c.outputs, size=size, kept=kept) is False
+        brought_in = _stays(a.inputs, b.inputs, c.inputs, size=size, kept=kept) is False
         inside = [name for name in culprits if name.startswith(f"{a.name}." if a.name else "")]
         if moved and not brought_in and not inside and a.name not in culprits:
             culprits.append(a.name)
     return culprits
 
 
-def _stays(base: list[Tensor], other: list[Tensor], more: list[Tensor], *, others: int) -> bool | None:
-    """Whether the first `others` examples have the same values; None if no tensor carries the batch.
+def _stays(base: list[Tensor], other: list[Tensor], more: list[Tensor], *, size: int, kept: slice) -> bool | None:
+    """Whether the `kept` of `size` examples have the same values; None if no tensor carries the batch.
 
     The batch axis of a tensor is the one that grew when there was one example more.
     """
@@ -158,11 +159,12 @@ def _stays(base: list[Tensor], other: list[Tensor], more: list[Tensor], *, other
         if a.ndim != c.ndim or a.shape != b.shape:
             continue
         grown = [axis for axis in range(a.ndim) if a.shape[axis] != c.shape[axis]]
-        if len(grown) != 1 or a.shape[grown[0]] % (others + 1):
+        if len(grown) != 1 or a.shape[grown[0]] % size:
             continue
         seen = True
-        length = a.shape[grown[0]] // (others + 1) * others
-        if _differs(a.narrow(grown[0], 0, length), b.narrow(grown[0], 0, length)):
+        each = a.shape[grown[0]] // size
+        start, length = kept.start * each, (kept.stop - kept.start) * each
+        if _differs(a.narrow(grown[0], start, length), b.narrow(grown[0], start, length)):
             return False
     return True if seen else None
 
@@ -200,14 +202,15 @@ def _differs(a: Tensor, b: Tensor) -> bool:
     return not torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * float(scale), equal_nan=True)
 
 
-def _with_last_exchanged(rows: ExampleBatch) -> ExampleBatch:
-    """The same examples, but the last is another one: the first example's values, turned and stretched."""
+def _with_one_exchanged(rows: ExampleBatch, position: int) -> ExampleBatch:
+    """The same examples, but the one at `position` is another: a neighbour's values, turned and stretched."""
     exchanged = []
     for leaf in rows.row_leaves:
-        other = leaf[0].flatten().flip(0).view(leaf[0].shape)
+        neighbour = leaf[0 if position else 1]
+        other = neighbour.flatten().flip(0).view(neighbour.shape)
         if is_differentiable(leaf):
             other = other * 1.5 + 0.25
-        exchanged.append(torch.cat([leaf[:-1], other.unsqueeze(0)]))
+        exchanged.append(torch.cat([leaf[:position], other.unsqueeze(0), leaf[position + 1 :]]))
     return rows.with_row_leaves(tuple(exchanged), size=rows.size)
 
 
@@ -222,14 +225,15 @@ def _mixing_finding(module: nn.Module, name: str) -> Finding:
     )
 
 
-def _state_finding(module: nn.Module, buffer: str) -> Finding:
-    owner, _, short = buffer.rpartition(".")
+def _state_finding(module: nn.Module, name: str) -> Finding:
+    owner, _, short = name.rpartition(".")
     child = module.get_submodule(owner)
+    what = "buffer" if short in child._buffers else "parameter"
     return Finding(
         module=owner,
         type_name=type(child).__name__,
         kind="keeps state",
-        detail=f"its forward writes to the buffer '{short}', which the saved model would show un-noised.",
+        detail=f"its forward writes to the {what} '{short}', which the saved model would show un-noised.",
         remedy=_remedy(child),
     )
 
@@ -242,4 +246,6 @@ def _remedy(child: nn.Module) -> str:
         )
     if isinstance(child, nn.modules.instancenorm._InstanceNorm):
         return "Set track_running_stats=False."
+    if isinstance(child, (nn.Embedding, nn.EmbeddingBag)):
+        return "Set max_norm=None."
     return "Compute statistics within one example (over its own positions or channels), and keep no state."

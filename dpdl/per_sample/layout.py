@@ -47,6 +47,12 @@ class OutputLayout:
                 "The model's output has another structure for two examples than for one, so it cannot be "
                 "split into one output an example. Return tensors with the batch on one axis."
             )
+        if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves_one):
+            kinds = sorted({type(leaf).__name__ for leaf in leaves_one})
+            raise ModelError(
+                f"The model's output has no floating-point tensor that could be found (it holds {kinds}). Return "
+                "tensors, in tuples, lists, dicts or dataclasses that torch's pytree knows."
+            )
         axes = tuple(_batch_axis(i, a, b) for i, (a, b) in enumerate(zip(leaves_one, leaves_two, strict=True)))
         return cls(spec=spec, axes=axes)
 

@@ -28,11 +28,11 @@ class LoopEngine(Engine):
     def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> ForwardPass:
         """Run the model on a batch of at least one example; see `Engine.forward`."""
         call = FrozenCall(self.module, trainable)
-        layout = self.layout_of(call, trainable, batch)
+        layout = self.layout_of(trainable, batch)
         leaves = {name: parameter.detach().requires_grad_() for name, parameter in trainable.items()}
         with torch.enable_grad():
             examples = [layout.leaves(call(leaves, batch.rows(slice(n, n + 1)))) for n in range(batch.size)]
-        call.refuse_written_buffers()
+        call.refuse_written_state()
         outputs = [
             _joined(list(rows), axis) for rows, axis in zip(zip(*examples, strict=True), layout.axes, strict=True)
         ]

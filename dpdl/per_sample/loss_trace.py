@@ -12,9 +12,10 @@ before a sum, because only a number that follows the batch can make a sum look l
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -311,6 +312,12 @@ class _Followed(Tensor):
         if trace is None or func is Tensor.backward:
             return result
         return trace.record(func, args, kwargs, result)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return untraced(self).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return copy.deepcopy(untraced(self), memo)
 
 
 def untraced(value: Any) -> Any:

@@ -26,26 +26,30 @@ class MaterializedGradients:
     accumulate_dtype: torch.dtype
 
     def norms(self) -> Tensor:
-        """L2 norm over all parameters, shape [n].
+        """L2 norm over all parameters, shape [n], in the widest accumulation dtype.
 
-        A norm that overflows its dtype although the gradient is finite is computed again in float64.
+        A norm that overflows although the gradient is finite is computed again in float64.
         """
+        widest = self.accumulate_dtype
+        for gradient in self.tensors.values():
+            widest = accumulation_dtype(gradient.dtype, widest)
         norms = self._norms(self.accumulate_dtype)
         if not bool(torch.isfinite(norms).all()):
-            norms = torch.where(torch.isfinite(norms), norms, self._norms(torch.float64).to(norms.dtype))
-        return norms
+            norms = torch.where(torch.isfinite(norms), norms, self._norms(torch.float64))
+        return norms.to(widest)
 
     def _norms(self, least: torch.dtype) -> Tensor:
-        per_parameter = [
-            torch.linalg.vector_norm(_rows(g), dim=1, dtype=accumulation_dtype(g.dtype, least))
-            for g in self.tensors.values()
+        """The same in float64, from squares in `least` or wider.
+
+        sum() adds in a tree; torch's vector_norm adds one after another, and its norm of 10^7 float32 numbers
+        was seen 0.8 % too small. A norm that is too small clips too little.
+        """
+        squares = [
+            _rows(gradient).to(accumulation_dtype(gradient.dtype, least)).square().sum(1)
+            for gradient in self.tensors.values()
         ]
-        widest = per_parameter[0].dtype
-        for norm in per_parameter:
-            widest = torch.promote_types(widest, norm.dtype)
-        device = per_parameter[0].device
-        norms: Tensor = torch.linalg.vector_norm(torch.stack([n.to(device, widest) for n in per_parameter]), dim=0)
-        return norms
+        device = squares[0].device
+        return torch.stack([square.to(device, torch.float64) for square in squares]).sum(0).sqrt()
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
         """sum_n weights[n] * gradient_n, each shaped as its parameter.

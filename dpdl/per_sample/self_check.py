@@ -12,6 +12,7 @@ from dpdl.errors import EngineMismatchError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import Engine, FrozenCall, is_differentiable
 from dpdl.per_sample.loop import LoopEngine
+from dpdl.per_sample.randomness import isolated_randomness
 
 __all__ = ["refuse_mismatch"]
 
@@ -34,9 +35,19 @@ def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str,
     rows = batch.rows(slice(0, EXAMPLES))
     full_precision = torch.autocast(batch.device.type, enabled=False)  # rules are told apart best without rounding
     with _evaluating(engine.module), full_precision:
+        if _draws_random_numbers(engine, rows, trainable):
+            return  # in eval mode too: its outputs cannot be compared
         _refuse_other_outputs(engine, rows, trainable)
         if not isinstance(engine, LoopEngine):
             _refuse_other_gradients(engine, rows, trainable)
+
+
+def _draws_random_numbers(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> bool:
+    call = FrozenCall(engine.module, trainable)
+    before = torch.get_rng_state()
+    with torch.no_grad(), isolated_randomness(rows.device):
+        call(trainable, rows)
+        return not torch.equal(before, torch.get_rng_state())
 
 
 def _refuse_other_outputs(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:

@@ -53,10 +53,10 @@ class VmapEngine(Engine):
     def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> ForwardPass:
         """Run the model on a batch of at least one example; see `Engine.forward`."""
         call = FrozenCall(self.module, trainable)
-        layout = self.layout_of(call, trainable, batch)
+        layout = self.layout_of(trainable, batch)
         examples = _VmappedExamples(call, layout, batch, detached(trainable), self.accumulate_dtype)
         outputs = examples.run_forward(self._chunks(batch.size, trainable))
-        call.refuse_written_buffers()
+        call.refuse_written_state()
         return ForwardPass(outputs=outputs, layout=layout, pull_back=examples.pull_back)
 
     def _chunks(self, size: int, trainable: Mapping[str, Tensor]) -> list[slice]:

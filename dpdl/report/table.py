@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from dpdl.privacy_report import rounded_up
+from dpdl.privacy_report import rounded_down, rounded_up, shown_delta
 from dpdl.training import TrainingResult
 
 __all__ = ["result_table"]
@@ -20,7 +20,7 @@ def result_table(result: TrainingResult) -> Table:
         accuracy = result.history[-1].test_accuracy
         table.add_row("test accuracy", f"{accuracy:.2%} of {result.test_images:,} images")
     table.add_row("epsilon", f"<= {rounded_up(report.epsilon, 4)} (at least {rounded_down(report.epsilon_lower, 4)})")
-    table.add_row("delta", f"{report.delta:g}")
+    table.add_row("delta", shown_delta(report.delta))
     table.add_row("noise multiplier", f"{plan.noise_multiplier:.6g}")
     table.add_row("clipping norm", f"{plan.max_grad_norm:g}")
     table.add_row("sampling", report.sampling)
@@ -33,8 +33,3 @@ def result_table(result: TrainingResult) -> Table:
     for note in report.notes:
         table.add_row("note", note)
     return table
-
-
-def rounded_down(value: float, digits: int) -> str:
-    """A number of at most `value` with `digits` decimals."""
-    return "inf" if value == float("inf") else f"{int(value * 10**digits) / 10**digits:.{digits}f}"
