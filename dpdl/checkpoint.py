@@ -118,7 +118,12 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"The checkpoint {path} cannot be read: it is damaged, something else, or holds more than plain values "
             f"and tensors ({type(error).__name__})."
         ) from error
-    parts = {"model": dict, "optimizer": dict, "scheduler": (dict, type(None)), "extra": dict}
+    parts: dict[str, type | tuple[type, ...]] = {
+        "model": dict,
+        "optimizer": dict,
+        "scheduler": (dict, type(None)),
+        "extra": dict,
+    }
     if not isinstance(state, dict) or state.get("schema") != _SCHEMA:
         raise CheckpointError(f"{path} is not a checkpoint of a private run (schema {_SCHEMA}).")
     if set(state) != {"schema", "sha256", *parts} or not all(isinstance(state[k], t) for k, t in parts.items()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from dpdl.errors import ModelError, WrapError
+from dpdl.errors import ModelError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import FrozenCall, PerSampleGradients
 from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
@@ -89,7 +89,13 @@ class PrivateModel(nn.Module):
             return self._evaluated(args, kwargs)
         part = self._turns.take(size)
         batch = ExampleBatch.from_call(args, kwargs, size=size)
-        return self._runner.forward(batch, self._trainable(), self._delivery_to(part))
+        trainable = self._trainable()
+        if not trainable:
+            raise ModelError(
+                "Every parameter that the optimizer holds is frozen: nothing would be trained, but the step would "
+                "count. Unfreeze some with requires_grad_(True)."
+            )
+        return self._runner.forward(batch, trainable, self._delivery_to(part))
 
     def _evaluated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module with parameters as constants: gradients flow to inputs, if those ask for them.
@@ -128,7 +134,7 @@ class PrivateModel(nn.Module):
         return self
 
     @property
-    def training(self) -> bool:  # type: ignore[override]  # a plain attribute in nn.Module
+    def training(self) -> bool:  # a plain attribute in nn.Module
         """The module's own mode."""
         return self.module.training
 
@@ -150,7 +156,7 @@ class PrivateModel(nn.Module):
         delattr(self.__dict__["_wrapped"], name)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        raise WrapError(
+        raise TypeError(  # what pickle's callers expect
             "A private model cannot be pickled: half of its run would be left behind. Save state_dict(), which has "
             "the plain module's names, or use dpdl.save_checkpoint."
         )

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dpdl.clipping import flat_weights
@@ -29,6 +29,7 @@ from dpdl.uniform_loader import uniform_loader_sizes
 __all__ = ["Private", "make_private"]
 
 _private_objects: weakref.WeakSet[Any] = weakref.WeakSet()
+_private_parameters: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
 
 class Private(NamedTuple):
@@ -73,6 +74,7 @@ def make_private(
     execution = execution or Execution()
     _refuse_wrong_types(model, optimizer, loader, plan)
     _refuse_used_objects(model, optimizer)
+    _refuse_models_that_cannot(model)
     _refuse_used_parameters(model)
     _refuse_optimizers_that_cannot(optimizer)
     _refuse_foreign_parameters(model, optimizer)
@@ -107,7 +109,7 @@ def make_private(
     private_model = PrivateModel(model, runner=runner, turns=turns, trainable=private_optimizer.trainable)
     _private_objects.add(model)
     _private_objects.add(optimizer)
-    _private_objects.update(private_optimizer.trainable().values())
+    _private_parameters.update({id(p): p for p in private_optimizer.trainable().values()})
     return Private(private_model, private_optimizer, private_loader)
 
 
@@ -138,10 +140,36 @@ def _refuse_used_objects(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 def _refuse_used_parameters(model: nn.Module) -> None:
     for name, p in model.named_parameters():
-        if p in _private_objects:
+        if _private_parameters.get(id(p)) is p:
             raise WrapError(
                 f"Parameter '{name}' is trained by a private run already; a second one would not know what the first "
                 "has spent. Go on with what make_private returned, or start anew with copy.deepcopy."
+            )
+
+
+def _refuse_models_that_cannot(model: nn.Module) -> None:
+    whole = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
+    for path, child in model.named_modules():
+        where = f"module '{path}'" if path else "the model"
+        if isinstance(child, whole):
+            raise ModelError(
+                f"{where} is a {type(child).__name__}, inside of which gradients cannot be taken example by example. "
+                "Pass the plain module that it was made from."
+            )
+        for name, p in child.named_parameters(recurse=False):
+            if isinstance(p, nn.parameter.UninitializedParameter):
+                raise ModelError(
+                    f"Parameter '{name}' of {where} ({type(child).__name__}) has no shape yet. Run the model once on a "
+                    "batch that is not private, then build the optimizer."
+                )
+            if p.is_complex() or p.is_sparse:
+                raise ModelError(
+                    f"Parameter '{name}' of {where} is {'complex' if p.is_complex() else 'sparse'}; clipping and noise "
+                    "are of dense real tensors. Use real parameters (view_as_real)."
+                )
+        if getattr(child, "sparse", False) is True:
+            raise ModelError(
+                f"{where} ({type(child).__name__}) gives sparse gradients, and noise is dense. Set sparse=False."
             )
 
 

@@ -37,7 +37,7 @@ def uniform_loader_sizes(loader: DataLoader[Any]) -> tuple[int, int, int]:
         )
     sampler = loader.sampler
     all_once = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
-    plain = all_once and len(sampler) == len(loader.dataset)
+    plain = all_once and isinstance(sampler, Sized) and len(sampler) == len(loader.dataset)
     if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler or not plain:
         raise LoaderError(
             f"The loader draws its batches with {type(sampler).__name__} in "

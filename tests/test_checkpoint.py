@@ -184,6 +184,15 @@ def test_a_secure_run_never_repeats_noise_however_often_it_is_resumed(tmp_path: 
             assert not torch.isclose(flat[i], flat[j], atol=1e-9, rtol=0.0).any()
 
 
+@pytest.mark.parametrize("other_seed", [99, None], ids=["another seed", "secure"])
+def test_a_seeded_run_goes_on_with_its_own_seed_whatever_the_new_one(tmp_path: Path, other_seed: int | None) -> None:
+    whole, first, second = start(), start(), start(insecure_seed=other_seed)
+    history = train_until(whole, STEPS)
+    train_until(first, 4)
+    loaded(saved(tmp_path / "run.pt", first), second)
+    assert same(history[4:], train_until(second, STEPS))
+
+
 def test_a_secure_run_stays_secure_and_an_insecure_one_insecure(tmp_path: Path) -> None:
     for seed in (None, 5):
         first, second = start(insecure_seed=seed), start(insecure_seed=seed)

@@ -88,17 +88,6 @@ def test_a_plateau_scheduler_lowers_the_rate() -> None:
     assert private.optimizer.inner.param_groups[0]["lr"] < LR
 
 
-def test_a_scheduler_that_steps_with_every_call_sees_logical_steps_only() -> None:
-    """The user's loop is unchanged: `optimizer.step(); scheduler.step()`; OneCycleLR counts plan.steps."""
-    private = small_run(steps=4, max_physical_batch_size=3)
-    scheduler = lr_scheduler.OneCycleLR(private.optimizer, max_lr=0.5, total_steps=private.optimizer.plan.steps + 1)
-    for _ in range(4):
-        for batch in private.loader:
-            train_on(private, batch)
-            scheduler.step()
-    assert scheduler.last_epoch == 4
-
-
 def test_a_rate_set_by_hand_is_used_at_once() -> None:
     private = small_run(optimizer=lambda p: torch.optim.SGD(p, lr=LR))
     private.optimizer.param_groups[0]["lr"] = 0.0

@@ -198,7 +198,9 @@ class PrivateOptimizer(torch.optim.Optimizer):
         held = {id(p) for group in self.inner.param_groups for p in group["params"]}
         for name, p in self._model.named_parameters():  # frozen ones too: the inner step would move them
             foreign = id(p) in held and p.grad is not None and p.grad is not self._released.get(name)
-            if foreign and bool((p.grad != 0).any()):  # zeros are what zero_grad(set_to_none=False) leaves
+            if (
+                foreign and p.grad is not None and bool(p.grad.any())
+            ):  # zeros are what zero_grad(set_to_none=False) leaves
                 raise StepError(
                     f"Parameter '{name}' has a gradient that did not come from the private model: the plain "
                     "module was called, or another loss reaches it. Call the model that make_private returned, "
@@ -315,13 +317,15 @@ class PrivateOptimizer(torch.optim.Optimizer):
     def _refuse_other_optimizer(self, state: dict[str, Any], name: object) -> None:
         groups = state.get("param_groups")
         if name != type(self.inner).__name__ or not isinstance(groups, list) or "state" not in state:
-            raise CheckpointError(f"The state was saved from {name}, but this run has {type(self.inner).__name__}.")
+            raise CheckpointError(
+                f"The state was saved from the optimizer {name}, but this run has {type(self.inner).__name__}."
+            )
         saved = [len(group.get("params", ())) for group in groups]
         mine = [len(group["params"]) for group in self.inner.param_groups]
         if saved != mine:
             raise CheckpointError(
-                f"The state has parameter groups of {saved} parameters, but this optimizer has {mine}. Build the "
-                "optimizer as for the saved run."
+                f"The optimizer's state has parameter groups of {saved} parameters, but this optimizer has {mine}. "
+                "Build the optimizer as for the saved run."
             )
 
     def _all_notes(self) -> list[str]:

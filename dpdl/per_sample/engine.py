@@ -126,7 +126,7 @@ class FrozenCall:
         self.buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
         self._watched = {**parameters, **self.fixed, **self.buffers}
         self._versions = {n: t._version for n, t in self._watched.items()}
-        device = next(iter(parameters.values())).device.type
+        device = next((t.device.type for t in self._watched.values()), "cpu")
         self._autocast = partial(
             torch.autocast, device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
         )
@@ -151,9 +151,10 @@ class FrozenCall:
         written = self.written_state()
         if written:
             raise ModelError(
-                f"The model's forward writes to {written}. State that is updated from private data leaves through "
-                "the saved model without noise. Freeze the modules that own it (module.eval(), "
-                "track_running_stats=False, max_norm=None), or replace them, e.g. BatchNorm by GroupNorm."
+                f"The model's forward writes to its buffers or parameters {written}. State that is updated from "
+                "private data leaves through the saved model without noise. Freeze the modules that own it "
+                "(module.eval(), track_running_stats=False, max_norm=None), or replace them, e.g. BatchNorm by "
+                "GroupNorm."
             )
 
 

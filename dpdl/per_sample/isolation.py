@@ -87,12 +87,12 @@ def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
 
     Args:
         module: the model.
-        batch: at least two examples.
+        batch: at least one example; a single one is given a made-up neighbour.
 
     Returns:
         Findings, innermost module first; an empty list if the examples stay apart.
     """
-    rows = batch.rows(slice(0, EXAMPLES))
+    rows = batch.rows(slice(0, EXAMPLES)) if batch.size > 1 else _with_a_neighbour(batch)
     longer = rows.with_row_leaves(tuple(torch.cat([r, r[:1]]) for r in rows.row_leaves), size=rows.size + 1)
     state = RandomState(batch.device)
     base = _watched_run(module, rows, state)
@@ -129,10 +129,19 @@ class _Watched:
 
 def _watched_run(module: nn.Module, rows: ExampleBatch, state: RandomState) -> _Watched:
     calls: list[_Call] = []
-    with _watching(module, calls), torch.no_grad(), state.replayed():
-        frozen = FrozenCall(module, {}, copy_parameters=True)
-        outputs = _copies(frozen({}, rows))
-    return _Watched(calls=calls, outputs=outputs, written=frozen.written_state())
+    replaced: list[str] = []
+    frozen = FrozenCall(module, {}, copy_parameters=True)
+
+    def note_replaced(root: nn.Module, inputs: Any, output: Any) -> None:
+        replaced.extend(name for name, buffer in root.named_buffers() if buffer is not frozen.buffers.get(name))
+
+    handle = module.register_forward_hook(note_replaced)
+    try:
+        with _watching(module, calls), torch.no_grad(), state.replayed():
+            outputs = _copies(frozen({}, rows))
+    finally:
+        handle.remove()
+    return _Watched(calls=calls, outputs=outputs, written=[*frozen.written_state(), *replaced])
 
 
 def _culprits(base: _Watched, other: _Watched, more: _Watched, *, size: int, kept: slice) -> list[str]:
@@ -206,12 +215,20 @@ def _with_one_exchanged(rows: ExampleBatch, position: int) -> ExampleBatch:
     """The same examples, but the one at `position` is another: a neighbour's values, turned and stretched."""
     exchanged = []
     for leaf in rows.row_leaves:
-        neighbour = leaf[0 if position else 1]
-        other = neighbour.flatten().flip(0).view(neighbour.shape)
-        if is_differentiable(leaf):
-            other = other * 1.5 + 0.25
+        other = _another(leaf[0 if position else 1])
         exchanged.append(torch.cat([leaf[:position], other.unsqueeze(0), leaf[position + 1 :]]))
     return rows.with_row_leaves(tuple(exchanged), size=rows.size)
+
+
+def _with_a_neighbour(single: ExampleBatch) -> ExampleBatch:
+    pairs = tuple(torch.cat([leaf, _another(leaf[0]).unsqueeze(0)]) for leaf in single.row_leaves)
+    return single.with_row_leaves(pairs, size=2)
+
+
+def _another(example: Tensor) -> Tensor:
+    """Other values of the same kind: turned round, and stretched where numbers are real."""
+    turned = example.flatten().flip(0).view(example.shape)
+    return turned * 1.5 + 0.25 if is_differentiable(example) else turned
 
 
 def _mixing_finding(module: nn.Module, name: str) -> Finding:

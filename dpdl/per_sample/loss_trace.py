@@ -317,7 +317,8 @@ class _Followed(Tensor):
         return untraced(self).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        return copy.deepcopy(untraced(self), memo)
+        copied: Tensor = copy.deepcopy(untraced(self), memo)
+        return copied
 
 
 def untraced(value: Any) -> Any:

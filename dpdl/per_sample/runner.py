@@ -89,10 +89,10 @@ class PerSampleRunner:
             ModelError: the model mixes examples, keeps state, or no engine can run it.
         """
         refuse_mixing(find_batch_norms(self.module))
-        if self._model_unchecked and batch.size >= 2:
+        if self._model_unchecked and batch.size:
             refuse_mixing(find_mixing(self.module, batch))
         engine = self._engine_for(batch, trainable)
-        if self._model_unchecked and batch.size >= 2:
+        if self._model_unchecked and batch.size:
             refuse_mismatch(engine, batch, trainable)
             self._model_unchecked = False
         output, layout = forward_with_boundary(

@@ -12,6 +12,7 @@ from dpdl.errors import ParameterError
 from dpdl.per_sample import per_sample_norms
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.isolation import Finding, find_batch_norms, find_mixing
+from dpdl.per_sample.randomness import isolated_randomness
 
 __all__ = ["Check", "check"]
 
@@ -63,5 +64,6 @@ def check(
     findings = tuple(find_batch_norms(model))
     findings += tuple(f for f in find_mixing(model, batch) if f.module not in {k.module for k in findings})
     if not findings and loss_fn is not None:
-        per_sample_norms(model, loss_fn, inputs, targets)
+        with isolated_randomness(batch.device):
+            per_sample_norms(model, loss_fn, inputs, targets)
     return Check(findings=findings)

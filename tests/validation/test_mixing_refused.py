@@ -89,7 +89,7 @@ def test_batch_normalisation_switched_behind_the_wrapper_is_refused_at_the_next_
 def test_what_mixes_is_refused_at_the_first_batch(name: str, engine: str) -> None:
     private = small_run(model_with(MIXERS[name]()), engine=engine)
     x, _ = next(iter(private.loader))
-    with refused(private, ExampleMixingError, "'body.bad'", "within one example"):
+    with refused(private, ExampleMixingError, "'body.bad", "within one example"):
         private.model(x)
 
 
@@ -111,9 +111,18 @@ def test_what_keeps_state_is_refused_without_the_self_check_too(name: str, engin
         private.model(x)
 
 
-@each_engine
-@pytest.mark.parametrize("kind", [CentredOverBatch, RunningMeanInAttribute])
-@pytest.mark.parametrize("execution", [{"self_check": False}, {"max_physical_batch_size": 1}], ids=str)
+# Not among them: the loop engine, unchecked, on a module that hands values on in a Python attribute. Nothing but
+# the check can see that.
+UNCHECKED = [
+    (kind, execution, engine)
+    for kind in (CentredOverBatch, RunningMeanInAttribute)
+    for execution in ({"self_check": False}, {"max_physical_batch_size": 1})
+    for engine in ("auto", "vmap", "loop")
+    if not (kind is RunningMeanInAttribute and engine == "loop" and "self_check" in execution)
+]
+
+
+@pytest.mark.parametrize(("kind", "execution", "engine"), UNCHECKED, ids=str)
 def test_where_the_model_cannot_be_checked_examples_still_do_not_meet(
     kind: type[nn.Module], execution: dict[str, Any], engine: str
 ) -> None:
