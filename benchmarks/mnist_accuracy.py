@@ -9,8 +9,8 @@ Papernot et al. (arXiv:2007.14191), batch 512, clipping norm 0.1, noise multipli
 momentum 0.9. Their table says 98.1 % at epsilon = 3, delta = 1e-5. Batches here are Poisson-sampled, as the
 accounting assumes.
 
-One thing is tuned: the learning rate falls linearly from 1.0 to 0. `--published-lr` keeps theirs, 0.5
-throughout.
+Two things are tuned: the learning rate is 1.0, and what is tested is a moving average of the released weights
+(decay 0.998 a step, no cost in privacy). `--published` leaves both out: learning rate 0.5, last weights.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ SETTINGS = Settings(
     optimizer="sgd",
     lr=1.0,
     momentum=0.9,
-    lr_schedule="linear",
+    lr_schedule="constant",
+    averaging=0.998,
 )
-PUBLISHED_LR = {"lr": 0.5, "lr_schedule": "constant"}
+PUBLISHED = {"lr": 0.5, "averaging": 0.0}
 
 
 class _Bar(Observer):
@@ -70,14 +71,14 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the IDX files (default: $DPDL_DATA/mnist)")
     parser.add_argument("--seed", type=int, help="insecure seed, to repeat a run; default: secure noise")
     parser.add_argument("--out", type=Path, default=RESULTS / "mnist_accuracy.json")
-    parser.add_argument("--published-lr", action="store_true", help="learning rate 0.5 throughout")
+    parser.add_argument("--published", action="store_true", help="as published, without tuning")
     arguments = parser.parse_args()
     path = arguments.data or (os.environ.get("DPDL_DATA") and str(Path(os.environ["DPDL_DATA"]) / "mnist"))
     if not path:
         parser.error("give --data DIR, or set DPDL_DATA to a folder that has mnist/ in it")
 
-    lr = PUBLISHED_LR if arguments.published_lr else {}
-    settings = Settings(**{**asdict(SETTINGS), **lr, "insecure_seed": arguments.seed})
+    tuning = PUBLISHED if arguments.published else {}
+    settings = Settings(**{**asdict(SETTINGS), **tuning, "insecure_seed": arguments.seed})
     data = load(path)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"), TimeRemainingColumn())
     with tempfile.TemporaryDirectory() as output, Progress(*columns, console=Console(stderr=True)) as progress:

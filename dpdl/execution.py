@@ -33,7 +33,8 @@ class Execution:
         accumulate_dtype: the least precise dtype in which clipped gradients and noise are added.
             float32 or float64.
         self_check: on the first batch, compare the engine with one-at-a-time autograd on a few
-            examples, look for modules that mix examples, and check the loss's reduction.
+            examples, look for modules that mix examples, and check the loss's reduction. Without it the claim
+            rests on the model and loss being right in this; the report then says so.
         compile: reserved for engines that can be compiled; none of this version's can.
         loss_reduction: how the training loop's loss combines examples: "mean" or "sum".
         chunk_size: examples whose per-sample gradients `vmap` holds at once. None: chosen from the

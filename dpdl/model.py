@@ -161,6 +161,26 @@ class PrivateModel(nn.Module):
             "the plain module's names, or use dpdl.save_checkpoint."
         )
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: what runs is the module, through the engine.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError("A private model cannot be compiled in place. Compile the module before make_private.")
+
+    def __len__(self) -> int:
+        return len(self.module)  # type: ignore[arg-type]  # a container's; others raise as they would
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.module)  # type: ignore[call-overload, no-any-return]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.module[index]  # type: ignore[index]
+
+    def __bool__(self) -> bool:
+        return True
+
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(self.module, memo)
 

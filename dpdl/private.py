@@ -167,7 +167,7 @@ def _refuse_models_that_cannot(model: nn.Module) -> None:
                     f"Parameter '{name}' of {where} is {'complex' if p.is_complex() else 'sparse'}; clipping and noise "
                     "are of dense real tensors. Use real parameters (view_as_real)."
                 )
-        if getattr(child, "sparse", False) is True:
+        if isinstance(child, (nn.Embedding, nn.EmbeddingBag)) and child.sparse:
             raise ModelError(
                 f"{where} ({type(child).__name__}) gives sparse gradients, and noise is dense. Set sparse=False."
             )

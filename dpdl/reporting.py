@@ -19,7 +19,7 @@ ASSUMPTIONS = (
     "one record of the dataset is one example; a person with several records is protected less",
     "only the trained weights and this report leave the private side: losses, accuracies on training data "
     "and diagnostics do not",
-    "settings were not chosen by trying them on the same private data",
+    "settings were not chosen by trying them on the same private data; other runs on it add to the total",
     "noise is drawn in float64 and added before rounding; attacks on floating-point rounding itself are out of scope",
 )
 

@@ -76,6 +76,9 @@ def register(subparsers: Any) -> None:
     add("--lr", type=float, help=f"learning rate (default: {default.lr})")
     add("--momentum", type=float, help=f"of sgd (default: {default.momentum})")
     add("--lr-schedule", choices=get_args(LrSchedule), help=f"(default: {default.lr_schedule})")
+    add(
+        "--averaging", type=float, metavar="DECAY", help="test and save a moving average of the weights (default: none)"
+    )
     add("--engine", choices=[name for name in get_args(EngineName) if name != "tape"], help="(default: auto)")
     add("--max-physical-batch-size", type=int, metavar="N", help="most examples in memory at once")
     add("--device", help="(default: cpu)")

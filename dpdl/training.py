@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dpdl.checkpoint import load_checkpoint, save_checkpoint
@@ -56,6 +57,8 @@ class Settings:
         max_grad_norm: C.
         optimizer, lr, momentum: of the optimizer; momentum is SGD's.
         lr_schedule: "constant", or "linear" from lr to 0 over the planned steps.
+        averaging: decay of an exponential moving average of the weights over steps, which is then what is
+            tested and saved; 0 for none. It is computed from released weights, at no cost in privacy.
         engine, max_physical_batch_size: as in `Execution`.
         insecure_seed: reproducible noise and sampling, for research only; also seeds the initial weights.
         device: where to train.
@@ -72,6 +75,7 @@ class Settings:
     lr: float = 0.5
     momentum: float = 0.9
     lr_schedule: LrSchedule = "linear"
+    averaging: float = 0.0
     engine: EngineName = "auto"
     max_physical_batch_size: int | None = None
     insecure_seed: int | None = None
@@ -86,6 +90,8 @@ class Settings:
             raise ParameterError(f"lr must be > 0, got {self.lr}.")
         if not 0 <= self.momentum < 1:
             raise ParameterError(f"momentum must be in [0, 1), got {self.momentum}.")
+        if not 0 <= self.averaging < 1:
+            raise ParameterError(f"averaging must be in [0, 1), got {self.averaging}.")
         if type(self.batch_size) is not int or self.batch_size < 1:
             raise ParameterError(f"batch_size must be a positive integer, got {self.batch_size!r}.")
 
@@ -206,17 +212,19 @@ def train(
         torch.manual_seed(settings.insecure_seed)
     private = _private_run(settings, data)
     scheduler = _scheduler(settings, private.optimizer)
+    averaged = AveragedModel(private.model, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging))
     history: list[HistoryPoint] = []
     if resume:
         extra = load_checkpoint(output / CHECKPOINT, private.model, private.optimizer, scheduler=scheduler)
         if Settings.from_json(extra["settings"]) != settings or extra["data"] != data.name:
             raise CheckpointError(f"The run in {output} has other settings or data. Resume it with its own.")
         history = [HistoryPoint(**point) for point in extra["history"]]
+        averaged.load_state_dict(extra["averaged"])
 
     plan = private.optimizer.plan
     observer.started(plan, private.optimizer.steps_taken)
     began = time.monotonic()
-    run = _Run(private, scheduler, settings, data, history, observer)
+    run = _Run(private, scheduler, averaged, settings, data, history, observer)
     while not run.finished and not stop():
         run.train_pass(stop)
         run.look()
@@ -230,6 +238,7 @@ def train(
                 "data": data.name,
                 "data_path": data_path,
                 "history": [asdict(point) for point in history],
+                "averaged": averaged.state_dict(),
             },
         )
     result = TrainingResult(
@@ -242,7 +251,7 @@ def train(
         seconds=time.monotonic() - began,
         test_images=len(data.test_labels),
     )
-    torch.save(private.model.state_dict(), output / WEIGHTS)
+    torch.save(averaged.module.state_dict(), output / WEIGHTS)
     (output / REPORT).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     return result
 
@@ -254,6 +263,7 @@ class _Run:
         self,
         private: Private,
         scheduler: LRScheduler,
+        averaged: AveragedModel,
         settings: Settings,
         data: ImageData,
         history: list[HistoryPoint],
@@ -261,6 +271,7 @@ class _Run:
     ) -> None:
         self.model, self.optimizer, self.loader = private
         self.scheduler = scheduler
+        self.averaged = averaged
         self.delta = settings.delta
         self.device = torch.device(settings.device)
         self.test_images, self.test_labels = data.test_images, data.test_labels
@@ -283,6 +294,7 @@ class _Run:
             self.optimizer.step()
             if self.optimizer.steps_taken > before:  # not so after the first parts of a large logical batch
                 self.scheduler.step()
+                self.averaged.update_parameters(self.model)
                 self.observer.stepped(self.optimizer.steps_taken)
                 if self.optimizer.steps_taken % self.look_every == 0:
                     self.look()
@@ -294,7 +306,7 @@ class _Run:
         step = self.optimizer.steps_taken
         if self.history and self.history[-1].step == step:
             return
-        accuracy = accuracy_of(self.model, self.test_images, self.test_labels, device=self.device)
+        accuracy = accuracy_of(self.averaged.module, self.test_images, self.test_labels, device=self.device)
         point = HistoryPoint(step=step, epsilon=self.optimizer.epsilon(self.delta), test_accuracy=accuracy)
         self.history.append(point)
         self.observer.looked(point)

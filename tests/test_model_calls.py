@@ -254,3 +254,21 @@ def test_sums_of_half_precision_gradients_are_taken_in_float32(
     assert model.weight.grad is not None
     assert model.weight.grad.dtype == dtype
     assert float(model.weight.grad) * 4096 == pytest.approx(4096, rel=1e-2)
+
+
+class CalledSparse(nn.Module):
+    """An attribute that only shares its name with that of nn.Embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.sparse = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_a_module_with_an_attribute_named_sparse_trains() -> None:
+    private = small_run(CalledSparse().double())
+    train_on(private, next(iter(private.loader)))
+    assert private.optimizer.steps_taken == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import dpdl
-from dpdl.errors import ModelError, StepError
+from dpdl.errors import ModelError, PrivacyError, StepError
 from tests.oracles import one_at_a_time
 from tests.small_run import (
     CLASSES,
@@ -153,6 +154,22 @@ def test_a_module_of_its_own_attribute_named_module_still_works() -> None:
     private = small_run(Holder())
     assert next(iter(private.model.state_dict())) == "module.0.weight"
     train_on(private, next(iter(private.loader)))
+
+
+def test_a_container_is_still_a_container() -> None:
+    private = small_run()
+    assert len(private.model) == 3
+    assert private.model[0] is private.model.module[0]
+    assert [type(child) for child in private.model] == [nn.Linear, nn.Tanh, nn.Linear]
+
+
+def test_compiling_in_place_works_or_is_refused_in_words() -> None:
+    """`model.compile()` replaces how a module is called; compiling before wrapping works."""
+    private = small_run()
+    with contextlib.suppress(PrivacyError):
+        private.model.compile(backend="eager")
+        train_on(private, next(iter(private.loader)))
+        assert private.optimizer.steps_taken == 1
 
 
 # ── evaluating ──────────────────────────────────────────────────────────────────────────────────────

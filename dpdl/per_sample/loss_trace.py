@@ -175,6 +175,7 @@ class LossTrace:
         if self._done:
             return
         self._done = True
+        _refuse_outside_parameters(loss)
         possible = self._possible(loss)
         self._roots.clear()
         self._calls.clear()
@@ -248,6 +249,29 @@ class LossTrace:
                 known.update({id(old): new for old, new in zip(call.results, fresh, strict=True)})
             found = torch.autograd.grad(known[id(loss)], starts, allow_unused=True)
         return [torch.zeros_like(s) if g is None else g for s, g in zip(starts, found, strict=True)]
+
+
+def _refuse_outside_parameters(loss: Tensor) -> None:
+    """Raise if the loss has parameters that the private model does not.
+
+    Raises:
+        LossError: naming their shapes; they would be trained on private data without noise.
+    """
+    shapes, seen, ahead = [], set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen or node.name() == "_BoundaryBackward":
+            continue  # beyond the boundary is the private model
+        seen.add(node)
+        if hasattr(node, "variable"):
+            shapes.append(tuple(node.variable.shape))
+        ahead.extend(parent for parent, _ in node.next_functions)
+    if shapes:
+        raise LossError(
+            f"The loss depends on tensors outside of the private model that require a gradient, of shapes {shapes}: "
+            "they would be trained on private data without clipping or noise. Make them part of the model before "
+            "make_private, or detach() them."
+        )
 
 
 def _relation(whole: list[Tensor], part: list[Tensor], *, size: int, half: int) -> Verdict | None:

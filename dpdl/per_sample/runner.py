@@ -53,6 +53,8 @@ class PerSampleRunner:
     def notes(self) -> list[str]:
         """What a report should say of how gradients were computed."""
         notes = [self._engine_note] if self._engine_note else []
+        if self._engine is not None and not self.execution.self_check:
+            notes.append("that the model keeps examples apart was not checked (self_check=False)")
         if self._engine is not None and not self._confirmed_sizes and not self._reduced_by_us:
             why = "could not be checked" if self.execution.self_check else "was not checked (self_check=False)"
             notes.append(f"that the loss is a {self.execution.loss_reduction} over examples was declared and {why}")
