@@ -72,6 +72,7 @@ def register(subparsers: Any) -> None:
     add("--epochs", type=int, help=f"(default: {default.epochs})")
     add("--batch-size", type=int, metavar="N", help=f"expected examples in a step (default: {default.batch_size})")
     add("--model", choices=MODEL_NAMES, help=f"(default: {default.model})")
+    add("--centred", action="store_true", default=None, help="map pixels from [0, 1] to [-1, 1]")
     add("--optimizer", choices=get_args(OptimizerName), help=f"(default: {default.optimizer})")
     add("--lr", type=float, help=f"learning rate (default: {default.lr})")
     add("--momentum", type=float, help=f"of sgd (default: {default.momentum})")

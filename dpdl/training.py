@@ -49,6 +49,8 @@ class Settings:
 
     Attributes:
         model: a name that `dpdl.models.build_model` knows.
+        centred: whether pixels are mapped from [0, 1] to [-1, 1], in training and testing; the saved weights
+            then expect that. The map is fixed, so it tells nothing of the data.
         epochs: passes over the data, in expectation.
         batch_size: expected examples in a logical batch.
         epsilon: the budget from which the noise is computed; or
@@ -65,6 +67,7 @@ class Settings:
     """
 
     model: str = "auto"
+    centred: bool = False
     epochs: int = 30
     batch_size: int = 256
     epsilon: float | None = 3.0
@@ -274,7 +277,7 @@ class _Run:
         self.averaged = averaged
         self.delta = settings.delta
         self.device = torch.device(settings.device)
-        self.test_images, self.test_labels = data.test_images, data.test_labels
+        self.test_images, self.test_labels = _prepared(data.test_images, settings), data.test_labels
         self.history = history
         self.observer = observer
         self.look_every = max(1, self.optimizer.plan.steps // HISTORY_POINTS)
@@ -314,7 +317,9 @@ class _Run:
 
 def _private_run(settings: Settings, data: ImageData) -> Private:
     loader = DataLoader(
-        TensorDataset(data.train_images, data.train_labels), batch_size=settings.batch_size, shuffle=True
+        TensorDataset(_prepared(data.train_images, settings), data.train_labels),
+        batch_size=settings.batch_size,
+        shuffle=True,
     )
     plan = PrivacyPlan.for_loader(
         loader,
@@ -340,6 +345,10 @@ def _optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     if settings.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=settings.lr)
     return torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
+
+
+def _prepared(images: Tensor, settings: Settings) -> Tensor:
+    return images * 2 - 1 if settings.centred else images
 
 
 def _scheduler(settings: Settings, optimizer: PrivateOptimizer) -> LRScheduler:
