@@ -6,8 +6,8 @@
 The model and the setting are those of Tramèr and Boneh, Differentially Private Learning Needs Better
 Features (or Much More Data), ICLR 2021 (arXiv:2011.11660), end-to-end CNN on MNIST: the tanh CNN of
 Papernot et al. (arXiv:2007.14191), batch 512, clipping norm 0.1, noise multiplier 1.23, 40 epochs, SGD with
-learning rate 0.5 and momentum 0.9. Their table says 98.1 % at epsilon = 3, delta = 1e-5. Batches here are Poisson-sampled, as the
-accounting assumes.
+learning rate 0.5 and momentum 0.9. Their table says 98.1 % at epsilon = 3, delta = 1e-5. Batches here are
+Poisson-sampled, as the accounting assumes.
 
 One thing differs: pixels are mapped from [0, 1] to [-1, 1]. `--published` leaves that out.
 """
