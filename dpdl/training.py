@@ -77,7 +77,7 @@ class Settings:
     optimizer: OptimizerName = "sgd"
     lr: float = 0.5
     momentum: float = 0.9
-    lr_schedule: LrSchedule = "linear"
+    lr_schedule: LrSchedule = "constant"
     averaging: float = 0.0
     engine: EngineName = "auto"
     max_physical_batch_size: int | None = None
