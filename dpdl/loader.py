@@ -65,8 +65,9 @@ class PrivateLoader:
         return self._steps_per_pass
 
     def resume_pass(self) -> None:
-        """Let the next pass go on at the run's place in its pass."""
+        """Let the next pass go on at the run's place in its pass, and end the one under way, drawn for another."""
         self._resuming = True
+        self._passes += 1
 
     def __iter__(self) -> Iterator[Any]:
         """Begin a pass; a logical batch that was left half done is dropped, unreleased.

@@ -34,7 +34,7 @@ __all__ = ["PrivacyPlan"]
 
 _SCHEMA = "dpdl.plan/1"
 # A plan whose expected batch is further than this from sample_rate x dataset_size was made for other data.
-_BATCH_SIZE_TOLERANCE = 0.05
+BATCH_SIZE_TOLERANCE = 0.05
 
 Clipping = Literal["flat"]
 Sampling = Literal["poisson"]
@@ -123,7 +123,7 @@ class PrivacyPlan:
         accountants.PRVAccountant(relation=NeighboringRelation(self.relation)).compose(self.event(1))  # has a proof
         if self.dataset_size is not None:
             expected = self.sample_rate * self.dataset_size
-            if abs(expected - self.expected_batch_size) > _BATCH_SIZE_TOLERANCE * expected:
+            if abs(expected - self.expected_batch_size) > BATCH_SIZE_TOLERANCE * expected:
                 raise ParameterError(
                     f"expected_batch_size {self.expected_batch_size:g} does not fit sample_rate "
                     f"{self.sample_rate:g} of {self.dataset_size} examples, which draws {expected:g} a step. "

@@ -20,7 +20,7 @@ from dpdl.model import PrivateModel
 from dpdl.optim import PrivateOptimizer
 from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
 from dpdl.per_sample.runner import PerSampleRunner
-from dpdl.plan import PrivacyPlan
+from dpdl.plan import BATCH_SIZE_TOLERANCE, PrivacyPlan
 from dpdl.run_state import RunState
 from dpdl.secure_random import RandomStream
 from dpdl.turns import Turns
@@ -209,7 +209,7 @@ def _steps_per_pass(loader: DataLoader[Any], plan: PrivacyPlan) -> int:
             "plan from this loader, e.g. with PrivacyPlan.for_loader."
         )
     expected = plan.sample_rate * size
-    if abs(expected - plan.expected_batch_size) > 0.05 * expected:
+    if abs(expected - plan.expected_batch_size) > BATCH_SIZE_TOLERANCE * expected:
         raise LoaderError(
             f"The plan divides by expected_batch_size {plan.expected_batch_size:g}, but its sample rate "
             f"{plan.sample_rate:g} draws {expected:g} of the loader's {size} examples a step. Make the plan from "

@@ -59,6 +59,7 @@ def test_without_noise_the_report_says_that_nothing_is_guaranteed(
 
 def test_an_interrupted_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
     options = ["--model", "mlp", "--epochs", "6", "--batch-size", "200", "--insecure-seed", "5"]
+    options += ["--centred", "--averaging", "0.9", "--lr-schedule", "linear"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(["train", *options, "--output", str(whole)]) == 0
 
@@ -81,6 +82,21 @@ def test_an_interrupted_and_resumed_run_ends_with_the_weights_of_an_uninterrupte
     expected = torch.load(whole / "model.pt", weights_only=True)
     for name, weights in torch.load(broken / "model.pt", weights_only=True).items():
         assert torch.equal(weights, expected[name]), name
+
+
+def test_averaging_saves_the_moving_average_of_the_released_weights(tmp_path: Path) -> None:
+    def weights_after(epochs: int, averaging: str) -> dict[str, torch.Tensor]:
+        output = tmp_path / f"{epochs}-{averaging}"
+        options = ["--model", "logistic", "--batch-size", "4000", "--noise-multiplier", "1", "--insecure-seed", "7"]
+        options += ["--epochs", str(epochs), "--averaging", averaging, "--output", str(output)]
+        assert main(["train", *options]) == 0
+        loaded: dict[str, torch.Tensor] = torch.load(output / "model.pt", weights_only=True)
+        return loaded
+
+    first, second, average = weights_after(1, "0"), weights_after(2, "0"), weights_after(2, "0.75")
+    for name, weight in average.items():
+        torch.testing.assert_close(weight, 0.75 * first[name] + 0.25 * second[name])
+        assert not torch.equal(weight, second[name])
 
 
 @pytest.mark.parametrize(
