@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
+from accountants.components.component import Direction, LossPair
 from accountants.composition import ComposedLaw, StepSpectrum, Window, combined
-from accountants.lattice import dominated, dominating
+from accountants.lattice import LatticeLaw, dominated, dominating
 from accountants.normal_form import NormalForm
-from accountants.pairs import LossPair
 from accountants.rdp_accountant import best_moment, log_delta_score
-from accountants.renyi import Direction
 from accountants.sketch import Sketch
 
 RELATIVE_WIDTH = 1e-4  # of the interval for epsilon: where refinement stops
@@ -30,35 +30,66 @@ _LEAST_LOG_DELTA = -690.0  # a delta below 1e-300 is left to the Renyi bound
 _MOST_SEPARATE = 8  # components whose spectra are kept apart, so that counts may change
 
 
+Side = Literal["upper", "lower", "attained"]
+Discretisation = Callable[[LossPair, float, tuple[float, float], float], LatticeLaw]
+
+
 @dataclasses.dataclass(frozen=True)
 class Laws:
-    """Bounds on one composition from both sides, at one resolution."""
+    """Bounds on one composition from both sides, at one resolution.
+
+    Attributes:
+        upper: laws that dominate the dominating pairs.
+        lower: laws that the dominating pairs dominate: how fine the resolution is.
+        attained: laws that the witnesses dominate (mostly `lower` itself): what the truth is not below; None if some
+            component has no witness.
+        fixed_counts: the counts that were composed already, if they were.
+    """
 
     window: Window
     upper: tuple[StepSpectrum, ...]
     lower: tuple[StepSpectrum, ...]
+    attained: tuple[StepSpectrum, ...] | None
     fixed_counts: tuple[int, ...] | None
 
-    def composed(self, counts: Sequence[int], *, upper: bool) -> ComposedLaw:
+    def composed(self, counts: Sequence[int], side: Side) -> ComposedLaw:
         """The composed law for these counts."""
+        spectra = {"upper": self.upper, "lower": self.lower, "attained": self.attained}[side]
+        assert spectra is not None, "some component has no witness"
         if self.fixed_counts is not None:
             assert tuple(counts) == self.fixed_counts, "these spectra are already composed"
             counts = [1]
-        return ComposedLaw(self.upper if upper else self.lower, counts, self.window, upper=upper)
+        return ComposedLaw(spectra, counts, self.window, upper=side == "upper")
 
 
 def build(form: NormalForm, direction: Direction, delta: float, window: Window) -> Laws:
     """Both sides' laws of every component on `window`, for about `delta`."""
     counts = [count for _, count in form.counts]
     tail = tail_mass(form, delta)
-    sides = []
-    for discretise in (dominating, dominated):
+
+    def side(discretise: Discretisation, pairs: Sequence[LossPair]) -> tuple[StepSpectrum, ...]:
         spectra = (
             StepSpectrum.of(discretise(pair, window.spacing, _dense(pair, window, tail), tail), window)
-            for pair in (LossPair(component, direction) for component, _ in form.counts)
+            for pair in pairs
         )
-        sides.append(tuple(spectra) if is_separable(form) else (combined(spectra, counts),))
-    return Laws(window, sides[0], sides[1], None if is_separable(form) else tuple(counts))
+        return tuple(spectra) if is_separable(form) else (combined(spectra, counts),)
+
+    pairs = pairs_of(form, direction)
+    upper, lower = side(dominating, pairs), side(dominated, pairs)
+    witnesses = [pair for component, _ in form.counts if (pair := component.witness(direction)) is not None]
+    attained: tuple[StepSpectrum, ...] | None = None
+    if witnesses == pairs:
+        attained = lower
+    elif len(witnesses) == len(pairs):
+        attained = side(dominated, witnesses)
+    return Laws(window, upper, lower, attained, None if is_separable(form) else tuple(counts))
+
+
+def pairs_of(form: NormalForm, direction: Direction) -> list[LossPair]:
+    """The dominating pair of each component, all of which must have one."""
+    pairs = [pair for pair in (component.pair(direction) for component, _ in form.counts) if pair is not None]
+    assert len(pairs) == len(form.counts), "some component is known by its moments only"
+    return pairs
 
 
 def tail_mass(form: NormalForm, delta: float) -> float:
@@ -76,7 +107,7 @@ def _dense(pair: LossPair, window: Window, tail: float) -> tuple[float, float]:
     low, high = pair.tails(tail)
     if high - low <= 4 * window.width:
         return low - window.width, high + window.width
-    sketch = Sketch(NormalForm(((pair.component, 1),)), pair.direction, tail)
+    sketch = Sketch([(pair, 1)], tail)
     nearby = window.tilt * np.array([1 - 1e-3, 1 + 1e-3])
     below, above = sketch.log_moments(nearby)
     mean = float((above - below) / (nearby[1] - nearby[0]))
@@ -107,16 +138,20 @@ def place(sketch: Sketch, form: NormalForm, epsilon: float, delta: float, size: 
 
 def _fitted(form: NormalForm, width: float, size: int) -> float:
     """A width not below `width` whose lattice divides the support of the commonest law with atoms, if any."""
-    atoms = [
-        (count, LossPair(component, "remove").support)
-        for component, count in form.counts
-        if LossPair(component, "remove").has_atoms
-    ]
+    pairs = zip(pairs_of(form, "remove"), (count for _, count in form.counts), strict=True)
+    atoms = [(count, pair.support) for pair, count in pairs if pair.has_atoms]
     if not atoms:
         return width
     _, (least, most) = max(atoms)
     cells = math.floor((most - least) * size / width)
+    cells -= cells % 2  # atoms in the middle of the support fit too
     return (most - least) * size / cells if cells >= 1 else width
+
+
+def sketch_of(form: NormalForm, direction: Direction, delta: float) -> Sketch:
+    """A sketch of the dominating composition, its tails cut as for `delta`."""
+    counts = [count for _, count in form.counts]
+    return Sketch(list(zip(pairs_of(form, direction), counts, strict=True)), tail_mass(form, delta))
 
 
 class Certificate:
@@ -131,7 +166,7 @@ class Certificate:
     def __init__(self, form: NormalForm, direction: Direction, delta: float) -> None:
         self._form, self._direction, self._delta = form, direction, delta
         self._counts = [count for _, count in form.counts]
-        self._sketch = Sketch(form, direction, tail_mass(form, delta))
+        self._sketch = sketch_of(form, direction, delta)
         _, guess = best_moment(lambda t: self._sketch.epsilon_score(t, delta))
         self._guess = max(guess, 0.0)
         self._ceiling = 1.001 * guess if guess > 0 else 1.0  # where to stop looking; it need not be a bound
@@ -139,17 +174,23 @@ class Certificate:
     def upper(self, counts: Sequence[int], ceiling: float) -> float:
         """Upper bound on epsilon, at most `ceiling`, which must itself be an upper bound."""
         laws = self._fine
-        return ceiling if laws is None else laws.composed(counts, upper=True).epsilon(self._delta, ceiling)
+        if laws is None:
+            return ceiling
+        limit = min(ceiling, 2 * self._ceiling)  # the Renyi bound is infinite where an infinite loss is possible
+        bound = laws.composed(counts, "upper").epsilon(self._delta, limit)
+        return bound if bound < limit else ceiling
 
     def lower(self, counts: Sequence[int], ceiling: float) -> float:
         """Lower bound on epsilon, searched below `ceiling`."""
         laws = self._fine
-        return 0.0 if laws is None else laws.composed(counts, upper=False).epsilon(self._delta, ceiling)
+        if laws is None or laws.attained is None:
+            return 0.0
+        return laws.composed(counts, "attained").epsilon(self._delta, min(ceiling, 2 * self._ceiling))
 
     def is_below(self, counts: Sequence[int], epsilon: float) -> bool:
         """Whether the coarse laws already prove that epsilon at this delta is at most `epsilon`."""
         laws = self._coarse
-        return laws is not None and laws.composed(counts, upper=True).log_delta(epsilon) <= math.log(self._delta)
+        return laws is not None and laws.composed(counts, "upper").log_delta(epsilon) <= math.log(self._delta)
 
     @functools.cached_property
     def _coarse(self) -> Laws | None:
@@ -159,7 +200,7 @@ class Certificate:
         guess = self._guess
         for _ in range(8):
             laws = self._build(guess, COARSEST)
-            upper = laws.composed(self._counts, upper=True).epsilon(self._delta, self._ceiling)
+            upper = laws.composed(self._counts, "upper").epsilon(self._delta, self._ceiling)
             if upper > 0.8 * guess:
                 break
             guess = max(upper, guess / 20)
@@ -181,8 +222,8 @@ class Certificate:
         return laws
 
     def _interval(self, laws: Laws) -> tuple[float, float]:
-        upper = laws.composed(self._counts, upper=True).epsilon(self._delta, self._ceiling)
-        return laws.composed(self._counts, upper=False).epsilon(self._delta, upper), upper
+        upper = laws.composed(self._counts, "upper").epsilon(self._delta, self._ceiling)
+        return laws.composed(self._counts, "lower").epsilon(self._delta, upper), upper
 
     def _build(self, epsilon: float, size: int) -> Laws:
         window = place(self._sketch, self._form, epsilon, self._delta, size)
@@ -192,20 +233,22 @@ class Certificate:
 def log_delta_interval(form: NormalForm, direction: Direction, epsilon: float, known: float) -> tuple[float, float]:
     """Bounds on log delta at epsilon; refined only while they may exceed `known`."""
     _, upper = best_moment(log_delta_score(form, [direction], epsilon))
-    lower = -math.inf
+    lower = attained = -math.inf
     counts = [count for _, count in form.counts]
     size = 2 * COARSEST
     guess = min(upper, math.log(0.5))
     while upper > max(known, _LEAST_LOG_DELTA) and size <= FINEST:
         delta = math.exp(guess)
-        sketch = Sketch(form, direction, tail_mass(form, delta))
+        sketch = sketch_of(form, direction, delta)
         laws = build(form, direction, delta, place(sketch, form, epsilon, delta, size))
-        lower = max(lower, laws.composed(counts, upper=False).log_delta(epsilon))
-        upper = min(upper, laws.composed(counts, upper=True).log_delta(epsilon))
+        lower = max(lower, laws.composed(counts, "lower").log_delta(epsilon))
+        if laws.attained is not None:
+            attained = max(attained, laws.composed(counts, "attained").log_delta(epsilon))
+        upper = min(upper, laws.composed(counts, "upper").log_delta(epsilon))
         if upper - lower <= RELATIVE_WIDTH_DELTA:
             break
         if upper < guess - 3:  # the window was for another delta
             guess = upper
         else:
             size *= 4
-    return lower, upper
+    return min(attained, upper), upper

@@ -32,8 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, optimize
 
+from accountants.components.component import Array
 from accountants.lattice import LatticeLaw
-from accountants.renyi import Array
 
 Complex = NDArray[np.complex128]
 

@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from accountants.pairs import LossPair
-from accountants.renyi import Array
+from accountants.components.component import Array, LossPair
 
 Indices = NDArray[np.int64]
 

@@ -8,23 +8,35 @@ from collections.abc import Callable
 import numpy as np
 from scipy import optimize
 
-from accountants.normal_form import Component
-from accountants.pairs import LossPair
-from accountants.renyi import DIRECTIONS
+from accountants.components.component import DIRECTIONS, Component, LossPair
 
 _ROUNDING = 1e-14  # relative, of each of the two masses
+_LARGEST_EPSILON = 1e9
 _LEAST_MASS = 1e-290  # below this a mass has lost digits
 
 
 def delta_bounds(component: Component, epsilon: float) -> tuple[float, float]:
-    """Lower and upper bound on delta at epsilon, the larger of both directions."""
-    ends = [_directed(LossPair(component, direction), epsilon) for direction in DIRECTIONS]
-    return max(low for low, _ in ends), max(high for _, high in ends)
+    """Lower and upper bound on delta at epsilon, the larger of both directions; the component must have pairs."""
+    lower = upper = 0.0
+    for direction in DIRECTIONS:
+        pair, witness = component.pair(direction), component.witness(direction)
+        assert pair is not None
+        low, high = _directed(pair, epsilon)
+        if witness is None:
+            low = 0.0
+        elif witness != pair:
+            low = _directed(witness, epsilon)[0]
+        lower, upper = max(lower, low), max(upper, high)
+    return lower, upper
 
 
 def epsilon_bounds(component: Component, delta: float) -> tuple[float, float]:
-    """Lower and upper bound on epsilon at delta, the larger of both directions."""
-    top = max(LossPair(component, direction).tails(delta)[1] for direction in DIRECTIONS)
+    """Lower and upper bound on epsilon at delta, the larger of both directions; the component must have pairs."""
+    top = 0.0
+    for direction in DIRECTIONS:
+        pair = component.pair(direction)
+        assert pair is not None
+        top = max(top, pair.tails(delta)[1])
     # The loss exceeds `top` with probability about delta; the margin covers the quantile's rounding.
     top = max(top * (1 + 1e-9), 0.0) + 1e-9
     return (
@@ -53,6 +65,8 @@ def _crossing(bound: Callable[[float], float], delta: float, top: float, *, uppe
     if excess(0.0) <= 0:
         return 0.0
     while excess(top) > 0:
+        if top > _LARGEST_EPSILON:
+            return math.inf if upper else 0.0  # infinite loss is likelier than delta
         top *= 1.01
     root = float(optimize.brentq(excess, 0.0, top, xtol=1e-300, rtol=1e-13))
     margin = 1e-13 * root

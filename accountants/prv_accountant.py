@@ -24,8 +24,8 @@ import math
 from accountants import gaussian, one_step, rdp_accountant
 from accountants.accountant import Accountant, Interval
 from accountants.certificate import Certificate, is_separable, log_delta_interval
+from accountants.components.component import DIRECTIONS, Direction
 from accountants.normal_form import NormalForm
-from accountants.renyi import DIRECTIONS, Direction
 
 
 class PRVAccountant(Accountant):
@@ -35,10 +35,10 @@ class PRVAccountant(Accountant):
         mu = form.gaussian_mu
         if mu is not None:
             return Interval(*gaussian.epsilon_bounds(mu, delta))
-        if form.counts[0][1] == 1 and len(form.counts) == 1:
+        if form.has_pairs and form.is_one_step:
             return Interval(*one_step.epsilon_bounds(form.counts[0][0], delta))
         ceiling = rdp_accountant.epsilon_upper(form, delta)
-        if not 0 < ceiling < math.inf:
+        if ceiling == 0 or not form.has_pairs:
             return Interval(0.0, ceiling)
         counts = [count for _, count in form.counts]
         bucket = _bucket(form)
@@ -56,7 +56,9 @@ class PRVAccountant(Accountant):
         mu = form.gaussian_mu
         if mu is not None:
             return Interval(*gaussian.delta_bounds(mu, epsilon))
-        if form.counts[0][1] == 1 and len(form.counts) == 1:
+        if not form.has_pairs:
+            return Interval(0.0, rdp_accountant.delta_upper(form, epsilon))
+        if form.is_one_step:
             return Interval(*one_step.delta_bounds(form.counts[0][0], epsilon))
         lower = upper = -math.inf
         for direction in DIRECTIONS:

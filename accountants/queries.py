@@ -12,13 +12,13 @@ import numpy as np
 
 from accountants import arguments
 from accountants.accountant import Accountant, Interval
+from accountants.components.component import Array
 from accountants.errors import ParameterError
 from accountants.events import Event, Gaussian, PoissonSampled, Repeated
 from accountants.gdp_accountant import GDPAccountant
 from accountants.prv_accountant import PRVAccountant
 from accountants.rdp_accountant import RDPAccountant
 from accountants.relation import NeighboringRelation
-from accountants.renyi import Array
 
 AccountantName = Literal["prv", "rdp", "gdp"]
 _ACCOUNTANTS: dict[str, type[Accountant]] = {"prv": PRVAccountant, "rdp": RDPAccountant, "gdp": GDPAccountant}

@@ -25,11 +25,11 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 
 from accountants.accountant import Accountant, Interval
+from accountants.components.component import DIRECTIONS, Array, Direction
 from accountants.errors import ParameterError
 from accountants.events import Event
 from accountants.normal_form import NormalForm, normal_form
 from accountants.relation import NeighboringRelation
-from accountants.renyi import DIRECTIONS, Array, Direction, log_moments
 
 ROUNDING = 1e-13  # relative, on top of the moments' own slack
 _SMALLEST_MOMENT = 1e-4
@@ -78,7 +78,7 @@ def composed_log_moments(form: NormalForm, direction: Direction, t: Array) -> Ar
     """log E exp(t * total privacy loss): the components' log moments, added up; shape [M]."""
     total = np.zeros(len(t))
     for component, count in form.counts:
-        total += count * log_moments(component, direction, t)
+        total += count * component.log_moments(direction, t)
     return total
 
 

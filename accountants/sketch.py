@@ -8,13 +8,12 @@ losses dominate, those of the cut law do not.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from accountants.components.component import Array, LossPair
 from accountants.lattice import dominating
-from accountants.normal_form import Component, NormalForm
-from accountants.pairs import LossPair
-from accountants.renyi import Array, Direction
 
 _RESOLUTION = 1e-9  # of the largest loss
 _MOST_MODELLED = 16  # components; of more, one stands for its neighbours
@@ -24,16 +23,14 @@ class Sketch:
     """Log moments of a composition with its tails cut.
 
     Args:
-        form: the composition.
-        direction: which pair.
+        parts: the pairs of the composition with their counts, in an order that puts like next to like.
         tail_mass: P-mass cut off each side of one step's loss.
     """
 
-    def __init__(self, form: NormalForm, direction: Direction, tail_mass: float) -> None:
+    def __init__(self, parts: Sequence[tuple[LossPair, int]], tail_mass: float) -> None:
         self._parts: list[tuple[int, Array, Array]] = []
-        for group in _groups(form):
-            component = group[len(group) // 2][0]
-            pair = LossPair(component, direction)
+        for group in _groups(parts):
+            pair = group[len(group) // 2][0]
             reach = max(map(abs, pair.tails(tail_mass)))
             law = dominating(pair, reach * _RESOLUTION, (0.0, 0.0), tail_mass)
             self._parts.append((sum(count for _, count in group), law.losses, np.log(law.mass)))
@@ -56,7 +53,7 @@ class Sketch:
         return self.log_moments(t) - t * epsilon - t * np.log1p(1 / t) - np.log1p(t)
 
 
-def _groups(form: NormalForm) -> list[tuple[tuple[Component, int], ...]]:
-    """The components in at most _MOST_MODELLED runs of neighbours."""
-    size = math.ceil(len(form.counts) / _MOST_MODELLED)
-    return [form.counts[start : start + size] for start in range(0, len(form.counts), size)]
+def _groups(parts: Sequence[tuple[LossPair, int]]) -> list[Sequence[tuple[LossPair, int]]]:
+    """The parts in at most _MOST_MODELLED runs of neighbours."""
+    size = math.ceil(len(parts) / _MOST_MODELLED)
+    return [parts[start : start + size] for start in range(0, len(parts), size)]

@@ -7,19 +7,19 @@ import math
 import numpy as np
 import pytest
 
+from accountants.components.component import LossPair
+from accountants.components.sampled_noise import SampledNoise
 from accountants.composition import ComposedLaw, StepSpectrum, Window
 from accountants.lattice import LatticeLaw, dominated, dominating
-from accountants.normal_form import Component
-from accountants.pairs import LossPair
 
 COMPONENTS = [
-    Component("gaussian", 1.0, 0.01),
-    Component("gaussian", 0.3, 0.2),
-    Component("gaussian", 2.0, 0.9),
-    Component("gaussian", 1.5, 1.0),
-    Component("gaussian", 30.0, 1e-3),
-    Component("laplace", 1.0, 0.1),
-    Component("laplace", 0.7, 1.0),
+    SampledNoise("gaussian", 1.0, 0.01),
+    SampledNoise("gaussian", 0.3, 0.2),
+    SampledNoise("gaussian", 2.0, 0.9),
+    SampledNoise("gaussian", 1.5, 1.0),
+    SampledNoise("gaussian", 30.0, 1e-3),
+    SampledNoise("laplace", 1.0, 0.1),
+    SampledNoise("laplace", 0.7, 1.0),
 ]
 
 
@@ -37,8 +37,8 @@ def truth(pair: LossPair, epsilon: float) -> float:
 @pytest.mark.parametrize("direction", ["remove", "add"])
 @pytest.mark.parametrize("component", COMPONENTS, ids=str)
 @pytest.mark.parametrize("cells", [7, 60, 900])
-def test_laws_enclose_the_hockey_stick_everywhere(component: Component, direction: str, cells: int) -> None:
-    pair = LossPair(component, direction)  # type: ignore[arg-type]
+def test_laws_enclose_the_hockey_stick_everywhere(component: SampledNoise, direction: str, cells: int) -> None:
+    pair = component.pair(direction)  # type: ignore[arg-type]
     low, high = pair.tails(1e-12)
     spacing = (high - low) / cells
     above = dominating(pair, spacing, (-20.0, 20.0), 1e-12)
@@ -52,8 +52,8 @@ def test_laws_enclose_the_hockey_stick_everywhere(component: Component, directio
 
 
 @pytest.mark.parametrize("component", [COMPONENTS[1], COMPONENTS[2]], ids=str)
-def test_refinement_is_second_order(component: Component) -> None:
-    pair = LossPair(component, "remove")
+def test_refinement_is_second_order(component: SampledNoise) -> None:
+    pair = component.pair("remove")
     low, high = pair.tails(1e-14)
     gaps = []
     for cells in (400, 1600):
@@ -66,7 +66,7 @@ def test_refinement_is_second_order(component: Component) -> None:
 
 def test_composition_equals_direct_convolution() -> None:
     """The Fourier answer against every combination of three steps, enumerated."""
-    pair = LossPair(Component("gaussian", 1.0, 0.3), "remove")
+    pair = SampledNoise("gaussian", 1.0, 0.3).pair("remove")
     window = Window(tilt=1.5, extra=1.5, width=60.0, size=4096)
     law = dominating(pair, window.spacing, (-60.0, 60.0), 1e-15)
     masses = np.zeros(int(law.index.max() - law.index.min()) + 1)
@@ -82,7 +82,7 @@ def test_composition_equals_direct_convolution() -> None:
 
 
 def test_a_window_too_narrow_loosens_the_bounds_and_never_flips_them() -> None:
-    pair = LossPair(Component("gaussian", 1.0, 0.3), "remove")
+    pair = SampledNoise("gaussian", 1.0, 0.3).pair("remove")
     bounds = []
     for width in (2.0, 5.0, 40.0):
         window = Window(tilt=1.5, extra=1.5, width=width, size=2**14)

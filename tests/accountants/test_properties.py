@@ -21,9 +21,8 @@ from accountants import (
     PRVAccountant,
     RDPAccountant,
 )
-from accountants.normal_form import Component
+from accountants.components.sampled_noise import SampledNoise
 from accountants.one_step import delta_bounds
-from accountants.pairs import LossPair
 
 PLANS = {
     "noise_multiplier": st.floats(0.4, 20.0),
@@ -103,11 +102,11 @@ def test_delta_then_epsilon_comes_back(epsilon: float) -> None:
 
 
 def test_one_step_delta_is_the_larger_of_both_directions() -> None:
-    component = Component("gaussian", 1.0, 0.3)
+    component = SampledNoise("gaussian", 1.0, 0.3)
     levels = np.array([0.1, np.inf])
     ends = []
     for direction in ("remove", "add"):
-        p, q = LossPair(component, direction).cells(levels)
+        p, q = component.pair(direction).cells(levels)
         ends.append(float(p[0] - math.exp(0.1) * q[0]))
     assert ends[0] != pytest.approx(ends[1])
     assert delta_bounds(component, 0.1)[1] >= max(ends)

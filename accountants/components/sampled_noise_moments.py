@@ -17,17 +17,11 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
-from accountants.normal_form import Component
-
-Direction = Literal["remove", "add"]
-DIRECTIONS: tuple[Direction, Direction] = ("remove", "add")
-Array = NDArray[np.float64]
+from accountants.components.component import Array, Direction
 
 SLACK = 1e-10  # relative: added to every moment, above the quadrature's error (tests/accountants/test_rdp.py)
 _TAIL = 12.0  # standard deviations kept each side: what is cut weighs exp(-72)
@@ -36,11 +30,13 @@ _LEAST_LAPLACE = 1e-3  # below this scale, one step's pure epsilon of 1000 or mo
 _PANEL_X, _PANEL_W = np.polynomial.legendre.leggauss(16)
 
 
-def log_moments(component: Component, direction: Direction, t: Array) -> Array:
+def log_moments(noise: str, scale: float, rate: float, direction: Direction, t: Array) -> Array:
     """log E_P exp(t * privacy loss) of one step, for each t.
 
     Args:
-        component: the mechanism.
+        noise: "gaussian" or "laplace".
+        scale: of the noise, over the sensitivity, > 0.
+        rate: q in (0, 1].
         direction: which of the two data sets P is drawn from: "remove" has the example, "add" has not.
         t: moments, shape [M], > 0; the Renyi order is 1 + t.
 
@@ -48,21 +44,20 @@ def log_moments(component: Component, direction: Direction, t: Array) -> Array:
         Upper bounds, shape [M], >= 0, relative error about 1e-10 (inf where it exceeds a double).
     """
     t = np.asarray(t, dtype=np.float64)
-    scale, rate = component.scale, component.rate
-    if component.noise == "gaussian" and (rate == 1 or _step(scale, float(t.max())) is None):
+    if noise == "gaussian" and (rate == 1 or _step(scale, float(t.max())) is None):
         whole = t * (t + 1) / 2 / scale / scale
         # Convexity of the divergence in its first argument: E L^a <= 1 - q + q E (A(1)/A(0))^a.
         moments = whole if rate == 1 else np.logaddexp(math.log1p(-rate), math.log(rate) + whole)
         return moments * (1 + SLACK)
-    if component.noise == "laplace" and scale < _LEAST_LAPLACE:
+    if noise == "laplace" and scale < _LEAST_LAPLACE:
         # Pure differential privacy: the loss is at most log(1 - q + q e^(1 / scale)) <= 1 / scale.
         return t * (1 / scale) * (1 + SLACK)
     powers = 1 + t if direction == "remove" else -t
-    log_weight, log_ratio, excess = _nodes(component, direction, _bucket(float(t.max())))
-    return np.maximum(_log_expectation(powers, log_weight, log_ratio, excess), 0.0) * (1 + SLACK)
+    log_weight, log_ratio, excess = _nodes(noise, scale, rate, direction, _bucket(float(t.max())))
+    return np.maximum(log_expectation(powers, log_weight, log_ratio, excess), 0.0) * (1 + SLACK)
 
 
-def _log_expectation(powers: Array, log_weight: Array, log_ratio: Array, excess: Array) -> Array:
+def log_expectation(powers: Array, log_weight: Array, log_ratio: Array, excess: Array) -> Array:
     """log E L^a, shape [M]; as log1p(E (L^a - 1 - a (L - 1))), since E L = 1, where that does not overflow."""
     exponents = np.multiply.outer(powers, log_ratio)
     moments = np.empty(len(powers))
@@ -91,10 +86,9 @@ def _step(scale: float, largest: float) -> float | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _nodes(component: Component, direction: Direction, largest: float) -> tuple[Array, Array, Array]:
+def _nodes(noise: str, scale: float, rate: float, direction: Direction, largest: float) -> tuple[Array, Array, Array]:
     """Quadrature nodes for moments up to `largest`: log weight under A(0), log L, and L - 1 (0 where it overflows)."""
-    rate, scale = component.rate, component.scale
-    if component.noise == "gaussian":
+    if noise == "gaussian":
         step = _step(scale, largest)
         assert step is not None
         low, high = (0.0, 1 + largest) if direction == "remove" else (-largest, 0.0)
@@ -116,7 +110,7 @@ def _nodes(component: Component, direction: Direction, largest: float) -> tuple[
         excess = rate * np.expm1(loss)
     near_zero = np.abs(excess) < 0.5
     log_ratio = np.where(near_zero, np.log1p(np.where(near_zero, excess, 0.0)), log_ratio)
-    # Where L overflows, L^a for a = 1 + t does too, and the other branch of _log_expectation is taken; for
+    # Where L overflows, L^a for a = 1 + t does too, and the other branch of log_expectation is taken; for
     # a = -t, the mass there is far below the smallest double.
     excess = np.where(np.isfinite(excess), excess, 0.0)
     return log_weight, log_ratio, excess

@@ -1,41 +1,72 @@
-"""The two laws that one step is judged by, as masses between levels of the privacy loss.
+"""Gaussian or Laplace noise on a Poisson-sampled sum: the mechanism of DP-SGD, in closed form.
 
-A pair (P, Q) with loss l = log dP/dQ. "remove": P = (1 - q) A(0) + q A(1), Q = A(0); "add" swaps the two, so its
-loss is the negative. Everything that a discretisation needs is the mass that P and Q put between given losses.
+"remove": P = (1 - q) A(0) + q A(1), Q = A(0), with A(m) the noise centred at m; "add" swaps the two, so its loss is
+the negative. The loss increases with the outcome, so masses between losses are masses between outcomes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 from scipy import special
 
-from accountants.normal_form import Component
-from accountants.renyi import Array, Direction
+from accountants.components import sampled_noise_moments
+from accountants.components.component import Array, Component, Direction, LossPair
+
+Noise = Literal["gaussian", "laplace"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LossPair:
+class SampledNoise(Component):
+    """Noise of one kind, seen through Poisson sampling: the pair (1 - q) A(0) + q A(1) against A(0).
+
+    Attributes:
+        noise: the family A; A(m) is centred at m.
+        scale: standard deviation (Gaussian) or scale b (Laplace) over the sensitivity, > 0.
+        rate: q in (0, 1].
+    """
+
+    noise: Noise
+    scale: float
+    rate: float
+
+    @property
+    def is_plain_gaussian(self) -> bool:
+        """Whether this is Gaussian noise without sampling."""
+        return self.noise == "gaussian" and self.rate == 1
+
+    def pair(self, direction: Direction) -> SampledNoisePair:
+        """The pair itself: neighbours attain it."""
+        return SampledNoisePair(self, direction)
+
+    def log_moments(self, direction: Direction, t: Array) -> Array:
+        """By quadrature, relative error about 1e-10, rounded up."""
+        return sampled_noise_moments.log_moments(self.noise, self.scale, self.rate, direction, t)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledNoisePair(LossPair):
     """One component seen in one direction."""
 
-    component: Component
+    component: SampledNoise
     direction: Direction
 
     @property
     def support(self) -> tuple[float, float]:
-        """Least and greatest loss, possibly infinite."""
+        """Sampling bounds the loss on one side, Laplace noise on both."""
         low, high = _support(self.component)
         return (low, high) if self.direction == "remove" else (-high, -low)
 
     @property
     def has_atoms(self) -> bool:
-        """Whether P and Q have point masses at both ends of the support (Laplace) and no other."""
+        """Laplace noise has point masses at both ends of the support and no other."""
         return self.component.noise == "laplace"
 
     def tails(self, mass: float) -> tuple[float, float]:
-        """(low, high) such that P puts at most about `mass` below low and above high."""
+        """Quantiles of the noise at `mass`; the support where it is bounded."""
         if self.has_atoms:
             return self.support
         q, scale = self.component.rate, self.component.scale
@@ -45,15 +76,7 @@ class LossPair:
         return -_loss(q, scale, deviations * scale), -_loss(q, scale, -deviations * scale)
 
     def cells(self, levels: Array) -> tuple[Array, Array]:
-        """Masses of P and Q between consecutive loss levels.
-
-        Args:
-            levels: increasing losses, shape [B + 1]; the ends may be infinite.
-
-        Returns:
-            (P, Q), shape [B] each: the half-open cells (levels[i], levels[i + 1]] for removing, [ , ) for adding,
-            but that the ends of the support belong to the cells that touch them from inside.
-        """
+        """Half-open cells: (low, high] for removing, [low, high) for adding."""
         masses = _gaussian_cells if self.component.noise == "gaussian" else _laplace_cells
         if self.direction == "remove":
             return masses(self.component, levels)
@@ -77,7 +100,7 @@ def _unsampled_loss(rate: float, loss: Array) -> Array:
     return np.where(loss > 40, loss - math.log(rate), np.where(loss <= math.log1p(-rate), -np.inf, inner))
 
 
-def _support(component: Component) -> tuple[float, float]:
+def _support(component: SampledNoise) -> tuple[float, float]:
     rate, scale = component.rate, component.scale
     floor = -math.inf if rate == 1 else math.log1p(-rate)
     if component.noise == "gaussian":
@@ -88,7 +111,7 @@ def _support(component: Component) -> tuple[float, float]:
     return float(ends[0]), float(ends[1])
 
 
-def _gaussian_cells(component: Component, levels: Array) -> tuple[Array, Array]:
+def _gaussian_cells(component: SampledNoise, levels: Array) -> tuple[Array, Array]:
     rate, scale = component.rate, component.scale
     z = scale * _unsampled_loss(rate, levels) + 0.5 / scale  # outcome / scale
     absent, present = _normal_masses(z), _normal_masses(z - 1 / scale)
@@ -104,7 +127,7 @@ def _normal_masses(z: Array) -> Array:
     return masses
 
 
-def _laplace_cells(component: Component, levels: Array) -> tuple[Array, Array]:
+def _laplace_cells(component: SampledNoise, levels: Array) -> tuple[Array, Array]:
     rate, reach = component.rate, 1 / component.scale
     u = np.clip(_unsampled_loss(rate, levels), -reach, reach)
     low, width = u[:-1], np.diff(u)
