@@ -5,10 +5,16 @@ from __future__ import annotations
 import abc
 from typing import NamedTuple, Self
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from accountants import arguments
+from accountants.components.component import Array
+from accountants.errors import ParameterError
 from accountants.events import Composed, Event, Repeated
 from accountants.normal_form import NormalForm, normal_form
 from accountants.relation import NeighboringRelation
+from accountants.supporting_lines import LEAST_DELTA, SupportingLines, gaussian_trade_off
 
 
 class Interval(NamedTuple):
@@ -29,6 +35,7 @@ class Accountant(abc.ABC):
         self._relation = NeighboringRelation.of(relation)
         self._event = Composed()
         self._reduced: NormalForm | None = None
+        self._lines: SupportingLines | None = None
 
     @property
     def relation(self) -> NeighboringRelation:
@@ -50,7 +57,7 @@ class Accountant(abc.ABC):
         addition = Repeated(event, arguments.steps(count, "count"))
         self._check(normal_form(addition, self._relation))
         self._event = Composed((self._event, addition))
-        self._reduced = None
+        self._reduced = self._lines = None
         return self
 
     def epsilon(self, delta: float) -> float:
@@ -84,6 +91,43 @@ class Accountant(abc.ABC):
         if form.unbounded:
             return Interval(0.0, 1.0)
         return self._delta_interval(form, epsilon) if form.counts else Interval(0.0, 0.0)
+
+    def delta_curve(self, epsilons: ArrayLike) -> Array:
+        """Upper bounds on delta at each epsilon, shape [len(epsilons)].
+
+        Raises:
+            ParameterError: an epsilon that is negative, infinite or NaN.
+        """
+        return np.array([self.delta_interval(epsilon).upper for epsilon in np.asarray(epsilons, dtype=np.float64)])
+
+    def trade_off(self, alpha: ArrayLike) -> Array:
+        """Lower bound on the type II error of any test between neighbours whose type I error is alpha.
+
+        Within about 1e-3 of the best curve that `delta_curve` proves, and exact for un-sampled Gaussians; true positive
+        rates below 1e-10 are bounded by about that. The curve is kept until something is composed.
+
+        Args:
+            alpha: type I errors in [0, 1], any shape.
+
+        Returns:
+            beta, same shape, in [0, 1 - alpha].
+
+        Raises:
+            ParameterError: an alpha outside [0, 1].
+        """
+        false_positive = np.asarray(alpha, dtype=np.float64)
+        if not np.all((false_positive >= 0) & (false_positive <= 1)):
+            raise ParameterError(
+                f"alpha must be in [0, 1], got {alpha!r}. Give false positive rates such as [0.01, 0.1]."
+            )
+        form = self._normal_form()
+        if form.unbounded:
+            return np.zeros(false_positive.shape)
+        if form.gaussian_mu is not None:
+            return gaussian_trade_off(form.gaussian_mu, false_positive)
+        if self._lines is None:
+            self._lines = SupportingLines.touching(self.delta_curve, self.interval(LEAST_DELTA).upper)
+        return self._lines.beta(false_positive)
 
     def _normal_form(self) -> NormalForm:
         if self._reduced is None:

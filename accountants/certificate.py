@@ -20,13 +20,14 @@ from accountants.normal_form import NormalForm
 from accountants.rdp_accountant import best_moment, log_delta_score
 from accountants.sketch import Sketch
 
-RELATIVE_WIDTH = 1e-4  # of the interval for epsilon: where refinement stops
+RELATIVE_WIDTH = 2e-5  # of the interval for epsilon: where refinement stops
 RELATIVE_WIDTH_DELTA = 1e-3  # of the interval for delta
 COARSEST, FINEST = 2**12, 2**19  # lattice points in the window
 _TAIL_SHARE = 1e-5  # of delta, spent on each step's truncated tails, all steps together
 _WRAP_SHARE = 1e-6  # of delta, allowed to wrap around the window
 _ROUNDING_SHARE = 1e-7  # of delta, aimed at for rounding: T steps at 1e-14 each, scaled by the tilt
 _LEAST_LOG_DELTA = -690.0  # a delta below 1e-300 is left to the Renyi bound
+_FINEST_SPACING = 1e-11  # of epsilon: beyond, doubles do not tell lattice points apart
 _MOST_SEPARATE = 8  # components whose spectra are kept apart, so that counts may change
 
 
@@ -200,6 +201,8 @@ class Certificate:
         guess = self._guess
         for _ in range(8):
             laws = self._build(guess, COARSEST)
+            if laws is None:
+                return None
             upper = laws.composed(self._counts, "upper").epsilon(self._delta, self._ceiling)
             if upper > 0.8 * guess:
                 break
@@ -217,7 +220,10 @@ class Certificate:
             # Second order: the width falls as 1 / size^2, once the lattice resolves the law at all.
             wanted = laws.window.size * math.sqrt(1.5 * (upper - lower) / (RELATIVE_WIDTH * upper))
             size = 2 ** math.ceil(math.log2(min(wanted, 16 * laws.window.size, FINEST)))
-            laws = self._build(min(upper, self._guess), max(size, 2 * laws.window.size))
+            finer = self._build(min(upper, self._guess), max(size, 2 * laws.window.size))
+            if finer is None:
+                break
+            laws = finer
             lower, upper = self._interval(laws)
         return laws
 
@@ -225,8 +231,10 @@ class Certificate:
         upper = laws.composed(self._counts, "upper").epsilon(self._delta, self._ceiling)
         return laws.composed(self._counts, "lower").epsilon(self._delta, upper), upper
 
-    def _build(self, epsilon: float, size: int) -> Laws:
+    def _build(self, epsilon: float, size: int) -> Laws | None:
         window = place(self._sketch, self._form, epsilon, self._delta, size)
+        if window.spacing < _FINEST_SPACING * epsilon:
+            return None
         return build(self._form, self._direction, self._delta, window)
 
 
@@ -239,8 +247,10 @@ def log_delta_interval(form: NormalForm, direction: Direction, epsilon: float, k
     guess = min(upper, math.log(0.5))
     while upper > max(known, _LEAST_LOG_DELTA) and size <= FINEST:
         delta = math.exp(guess)
-        sketch = sketch_of(form, direction, delta)
-        laws = build(form, direction, delta, place(sketch, form, epsilon, delta, size))
+        window = place(sketch_of(form, direction, delta), form, epsilon, delta, size)
+        if window.spacing < _FINEST_SPACING * epsilon:
+            break
+        laws = build(form, direction, delta, window)
         lower = max(lower, laws.composed(counts, "lower").log_delta(epsilon))
         if laws.attained is not None:
             attained = max(attained, laws.composed(counts, "attained").log_delta(epsilon))

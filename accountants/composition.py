@@ -1,24 +1,11 @@
-"""The hockey-stick divergence of many steps at once, from one Fourier transform of each kind of step.
+"""The hockey-stick divergence of many steps at once, from one Fourier transform of each kind of lattice law.
 
 A lattice law p with losses v is tilted, p_t(v) = p(v) e^(t v) / M(t), and transformed on N points, a window of width
-W = N h. With F its transform and T steps, the window's periodic sum
+W = N h. With F its transform and T steps, the periodic sum (`periodic`) of period W is M(t)^T e^(-t eps) / N times a
+sum over frequencies of F^T against the closed-form transform of (1 - e^(eps - v))+ under the tilt.
 
-    S(eps) = sum over integers m of e^(t m W) delta(eps + m W)
-
-is M(t)^T e^(-t eps) / N times a sum over frequencies of F^T against the closed-form transform of (1 - e^(eps - v))+
-under the tilt. Its m = 0 term is wanted and the others are positive, so S bounds delta from above as it is. From
-below, with delta <= 1 and Chernoff's bound at t + s,
-
-    S(eps) - delta(eps) <= e^(-t W) / (1 - e^(-t W)) + M(t + s)^T e^(-(t + s) eps - s W) / (1 - e^(-s W)).
-
-The tilt makes the error relative to delta, so doubles suffice at delta = 1e-15. Rounding is covered by a model, not
-by interval arithmetic: each F is taken to be wrong by `_rounding` (a transform's worst case, and the masses' error
-seen through their moment), and its effect on S is summed in absolute value.
-
-References:
-    [1] Koskela, Jalko, Prediger, Honkela, Tight Differential Privacy for Discrete-Valued Mechanisms and for the
-        Subsampled Gaussian Mechanism Using FFT, 2021. arXiv:2006.07134
-    [2] Alghamdi et al., The Saddle-Point Method in Differential Privacy, 2023. arXiv:2208.09595
+Rounding is covered by a model, not by interval arithmetic: each F is taken to be wrong by `rounding` (a transform's
+worst case, and the masses' error seen through their moment), and its effect is summed in absolute value.
 """
 
 from __future__ import annotations
@@ -30,16 +17,16 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, optimize
+from scipy import fft
 
 from accountants.components.component import Array
 from accountants.lattice import LatticeLaw
+from accountants.periodic import PeriodicSum
 
 Complex = NDArray[np.complex128]
 
 _UNIT = 2.0**-53
 _NEGLIGIBLE = -45.0  # log of a frequency's weight that is bounded, not summed
-_EPSILON_ROUNDING = 1e-12  # relative, of a root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +148,8 @@ def _hockey_stick(window: Window) -> tuple[Complex, Complex, Array]:
     return near, far, size
 
 
-class ComposedLaw:
-    """The periodic sum S for one choice of counts; bounds on delta(eps), and on the eps at a delta.
+class ComposedLaw(PeriodicSum):
+    """The periodic sum for one choice of counts.
 
     Args:
         spectra: of each component, all on `window`.
@@ -172,17 +159,15 @@ class ComposedLaw:
     """
 
     def __init__(self, spectra: Sequence[StepSpectrum], counts: Sequence[int], window: Window, *, upper: bool) -> None:
-        self._window, self._upper = window, upper
         half = window.size // 2
         total = np.zeros(half + 1, dtype=np.complex128)
-        self._log_mass = self._log_mass_extra = self._base = log_finite = 0.0
+        log_mass = log_mass_extra = self._base = log_finite = 0.0
         for spectrum, count in zip(spectra, counts, strict=True):
             total += count * spectrum.log_transform
-            self._log_mass += count * spectrum.log_mass
-            self._log_mass_extra += count * spectrum.log_mass_extra
+            log_mass += count * spectrum.log_mass
+            log_mass_extra += count * spectrum.log_mass_extra
             self._base += count * spectrum.origin
             log_finite += count * spectrum.log_finite
-        self._infinite = -math.expm1(log_finite)
 
         # d(prod F^T) <= sum_c T_c |dF_c| |prod F^T| / |F_c|, frequency by frequency, against each weight's size.
         sensitivity = np.zeros(half + 1)
@@ -191,25 +176,23 @@ class ComposedLaw:
         near, far, size = _hockey_stick(window)
         kept = np.flatnonzero(total.real > _NEGLIGIBLE)
         dropped = math.exp(_NEGLIGIBLE) * (half + 1 - len(kept)) * float(size.max())
-        self._error = float(np.dot(size, sensitivity)) + dropped
         powers = np.exp(total[kept])
         self._kept, self._near, self._far = kept, powers * near[kept], powers * far[kept]
+        self._window = window
+        super().__init__(
+            tilt=window.tilt,
+            extra=window.extra,
+            width=window.width,
+            log_mass=log_mass,
+            log_mass_extra=log_mass_extra,
+            infinite=-math.expm1(log_finite),
+            error=float(np.dot(size, sensitivity)) + dropped,
+            rounding=abs(self._base) * 1e-3,
+            upper=upper,
+        )
 
-    def log_delta(self, epsilon: float) -> float:
-        """log of the bound on delta at epsilon: upper or lower as the laws are; -inf where the lower bound is 0."""
-        tilted = self._periodic(epsilon)
-        log_scale = self._log_mass - self._window.tilt * epsilon
-        if self._upper:
-            value = log_scale + math.log(max(tilted, 0.0) + self._error)
-            return value if self._infinite == 0 else float(np.logaddexp(value, math.log(self._infinite)))
-        if tilted <= self._error:
-            return -math.inf
-        value = log_scale + math.log(tilted - self._error)
-        lost = self._wrapped(epsilon) - value
-        return value + math.log(-math.expm1(lost)) if lost < 0 else -math.inf
-
-    def _periodic(self, epsilon: float) -> float:
-        """S(epsilon) e^(t epsilon) / M(t)^T."""
+    def _normalised(self, epsilon: float) -> float:
+        """By the transform of (1 - e^(eps - v))+ on the lattice, in closed form."""
         window = self._window
         position = math.ceil((epsilon - self._base) / window.spacing)
         beyond = self._base + position * window.spacing - epsilon  # from epsilon to the next lattice point
@@ -217,42 +200,3 @@ class ComposedLaw:
         near = math.exp(-window.tilt * beyond) * self._near
         near -= math.exp(-(window.tilt + 1) * beyond) * self._far
         return float(np.dot(phase, near).real)
-
-    def _wrapped(self, epsilon: float) -> float:
-        """log of the bound on S(epsilon) - delta(epsilon)."""
-        tilt, extra, width = self._window.tilt, self._window.extra, self._window.width
-        left = -tilt * width - math.log(-math.expm1(-tilt * width))
-        right = self._log_mass_extra - (tilt + extra) * epsilon - extra * width
-        right -= math.log(-math.expm1(-extra * width))
-        return float(np.logaddexp(left, right))
-
-    def epsilon(self, delta: float, ceiling: float) -> float:
-        """The epsilon at which the bound is delta, rounded to the safe side; within [0, ceiling].
-
-        An upper law gives the least epsilon that it proves (ceiling if it proves none below); a lower law, an epsilon
-        that the truth is not below (0 if it finds none: far below the window's place its bound is void).
-        """
-        target = math.log(delta)
-
-        def excess(epsilon: float) -> float:
-            return max(self.log_delta(epsilon) - target, -1e6)
-
-        if excess(ceiling) > 0:
-            return ceiling
-        floor = 0.0
-        if not self._upper:
-            step = ceiling * 1e-6
-            floor = ceiling
-            while floor > 0 and excess(floor) <= 0:
-                floor, step = max(floor - step, 0.0), step * 3
-        if excess(floor) <= 0:
-            return 0.0
-        root = float(optimize.brentq(excess, floor, ceiling, xtol=1e-300, rtol=1e-11))
-        margin = _EPSILON_ROUNDING * (root + abs(self._base) * 1e-3)
-        if self._upper:
-            while root < ceiling and excess(root) > 0:
-                root, margin = root + margin, margin * 4
-            return min(root, ceiling)
-        while root > 0 and excess(root) < 0:
-            root, margin = root - margin, margin * 4
-        return max(root, 0.0)

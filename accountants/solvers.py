@@ -1,6 +1,6 @@
-"""Plans from a budget: the least noise, or the most steps, that stays within epsilon at delta.
+"""Plans from a budget: the least noise, the most steps, the largest rate that stay within epsilon at delta.
 
-Both end on the safe side: what they return has been checked by the accountant, not extrapolated.
+All end on the safe side: what they return has been checked by the accountant, not extrapolated.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from accountants.errors import ParameterError
 from accountants.queries import AccountantName
 from accountants.relation import NeighboringRelation
 
-TOLERANCE = 2e-4  # relative width of the final bracket around the noise multiplier
+TOLERANCE = 2e-6  # relative width of the final bracket around a noise multiplier or a rate
 LEAST_NOISE = 1e-2  # below this no float32 training is private in practice, and the search stops
 MOST_NOISE = 1e7
+LEAST_RATE = 1e-9
 MOST_STEPS = 10**10
 
 _ADD_OR_REMOVE = NeighboringRelation.ADD_OR_REMOVE
@@ -31,7 +32,7 @@ def noise_multiplier(
     accountant: AccountantName | str = "prv",
     relation: NeighboringRelation | str = _ADD_OR_REMOVE,
 ) -> float:
-    """The least noise multiplier (to about 2e-4 relative) whose certified epsilon is at most `epsilon`.
+    """The least noise multiplier (to about 2e-6 relative) whose certified epsilon is at most `epsilon`.
 
     Args:
         epsilon: the budget, >= 0.
@@ -68,57 +69,99 @@ def noise_multiplier(
         spent(accountant, 1.0)  # refuses an unknown accountant or relation all the same
         return 0.0
     start = rate * math.sqrt(2 * count * math.log(1.25 / delta)) / max(budget, 1e-6)
-    quick = functools.partial(spent, "rdp")
-    if accountant != "gdp" and quick(MOST_NOISE) <= budget:
-        start = _least(quick, budget, start, 1e-2)
-    return _least(functools.partial(spent, accountant), budget, start, TOLERANCE)
+    if accountant != "gdp" and spent("rdp", MOST_NOISE) <= budget:
+        start = _least(functools.partial(spent, "rdp"), budget, start, LEAST_NOISE, MOST_NOISE, 3e-2)
+    elif (most := spent(accountant, MOST_NOISE)) > budget:
+        raise ParameterError(
+            f"epsilon {budget!r} is out of reach: noise_multiplier {MOST_NOISE:g} still spends {most:.3g}. "
+            "Take fewer steps, or a larger delta or epsilon."
+        )
+    return _least(functools.partial(spent, accountant), budget, start, LEAST_NOISE, MOST_NOISE, TOLERANCE)
 
 
-def _least(spent: Callable[[float], float], budget: float, start: float, tolerance: float) -> float:
-    """The least sigma in [LEAST_NOISE, MOST_NOISE] with spent(sigma) <= budget, within `tolerance`, from above.
+def sample_rate(
+    *,
+    epsilon: float,
+    delta: float,
+    noise_multiplier: float,
+    steps: int,
+    accountant: AccountantName | str = "prv",
+    relation: NeighboringRelation | str = _ADD_OR_REMOVE,
+) -> float:
+    """The largest sample rate (to about 2e-6 relative) whose certified epsilon is at most `epsilon`.
 
-    Epsilon falls about as 1 / sigma: steps on that assumption until the budget is bracketed by (bad, good), then
-    secant steps in log epsilon against log sigma, by halves where those fail.
+    Arguments as in `noise_multiplier` and `interval`. The expected batch size is the rate times the number of
+    examples; round it down.
+
+    Guarantee:
+        epsilon(sample_rate=returned, ...) <= epsilon, with the same accountant.
+
+    Raises:
+        ParameterError: an argument out of range, or a budget that even a rate of 1e-9 exceeds.
+        UnsupportedEventError: the accountant has no proof for this event under this relation.
+
+    Example:
+        >>> rate = sample_rate(epsilon=2.0, delta=1e-5, noise_multiplier=1.0, steps=1000)
+        >>> 0.0108 < rate < 0.0109
+        True
     """
-    good, bad, good_value, bad_value = math.inf, 0.0, 0.0, math.inf
-    trial, stretch = min(max(start, LEAST_NOISE), MOST_NOISE), 1 + 4 * tolerance
-    for attempt in range(200):
-        value = spent(trial)
+    budget, count, delta = arguments.epsilon(epsilon), arguments.steps(steps), arguments.delta(delta)
+    sigma = arguments.noise_scale("noise_multiplier", noise_multiplier)
+
+    def spent(name: str, rate: float) -> float:
+        return queries.epsilon(
+            noise_multiplier=sigma, sample_rate=rate, steps=count, delta=delta, accountant=name, relation=relation
+        )
+
+    if spent(accountant, 1.0) <= budget:
+        return 1.0
+    if sigma == 0 or (least := spent(accountant, LEAST_RATE)) > budget:
+        raise ParameterError(
+            f"epsilon {budget!r} is out of reach: sample_rate {LEAST_RATE:g} at noise_multiplier {sigma!r} still "
+            f"spends {math.inf if sigma == 0 else least:.3g}. Add noise, take fewer steps, or a larger delta or epsilon."
+        )
+    start = budget * sigma / math.sqrt(2 * count * math.log(1.25 / delta))
+    start = 1 / _least(lambda inverse: spent("rdp", 1 / inverse), budget, 1 / start, 1.0, 1 / LEAST_RATE, 1e-2)
+    return 1 / _least(lambda inverse: spent(accountant, 1 / inverse), budget, 1 / start, 1.0, 1 / LEAST_RATE, TOLERANCE)
+
+
+def _least(
+    spent: Callable[[float], float], budget: float, start: float, low: float, high: float, tolerance: float
+) -> float:
+    """The least x in [low, high] with spent(x) <= budget, to `tolerance` relative, from above.
+
+    `spent` falls as x grows, and is known to be within the budget at `high`. Secant steps in log spent against log x
+    inside a bracket (bad, good); halvings of it where there is nothing to draw a secant through.
+    """
+    bad, good = math.log(low) - tolerance, math.log(high)
+    trial = min(max(math.log(start), math.log(low)), good)
+    slope, previous = -1.0, None  # epsilon is about proportional to 1 / x
+    for attempt in range(1, 200):
+        value = spent(math.exp(trial))
         if value <= budget:
-            good, good_value = trial, value
+            good = trial
         else:
-            bad, bad_value = trial, value
-        if good <= max(bad * (1 + tolerance), LEAST_NOISE):
-            return good
-        if bad >= MOST_NOISE:
-            raise ParameterError(
-                f"epsilon {budget!r} is out of reach: noise_multiplier {MOST_NOISE:g} still spends {bad_value:.3g}. "
-                "Take fewer steps, or a larger delta or epsilon."
-            )
-        ratio = value / budget if budget > 0 and 0 < value < math.inf else 0.0
-        if math.isinf(good):
-            trial = min(trial * (max(ratio, 1.0) if 0 < ratio < 2 else 2.0) * stretch, MOST_NOISE)
-            stretch *= stretch
-        elif bad == 0:
-            trial = max(trial * (min(ratio, 1.0) if ratio > 0.5 else 0.5) / stretch, LEAST_NOISE)
-            stretch *= stretch
-        else:
-            secant = _secant(bad, bad_value, good, good_value, budget, tolerance) if attempt % 4 else None
-            trial = secant or math.sqrt(bad * good)
-    raise AssertionError("200 steps halve any bracket of doubles below the tolerance")
-
-
-def _secant(
-    bad: float, bad_value: float, good: float, good_value: float, budget: float, tolerance: float
-) -> float | None:
-    """Where the line through both ends meets the budget, a little to the safe side; None if there is no line."""
-    if not (0 < good_value < bad_value < math.inf and budget > 0):
-        return None
-    share = (math.log(bad_value) - math.log(budget)) / (math.log(bad_value) - math.log(good_value))
-    trial = math.exp(math.log(bad) + share * (math.log(good) - math.log(bad))) * (1 + tolerance / 3)
-    if trial >= good:  # the good end is nearly the answer: try to bring the bad end up to it
-        trial = good / (1 + tolerance * 0.9)
-    return trial if bad < trial < good else None
+            bad = trial
+        if good - bad <= tolerance:
+            return math.exp(good)
+        estimate = None
+        if 0 < value < math.inf and budget > 0:
+            here = (trial, math.log(value) - math.log(budget))
+            if previous is not None and previous[0] != here[0]:
+                slope = min((here[1] - previous[1]) / (here[0] - previous[0]), -0.05)
+            estimate = here[0] - here[1] / slope
+            previous = here
+        if estimate is None or attempt % 8 == 0:
+            trial = (bad + good) / 2
+            continue
+        trial = min(max(estimate + tolerance / 3, trial - 2), trial + 2)  # a little to the safe side, not too far
+        if trial >= good:  # the good end is nearly the answer: try to bring the bad end up to it
+            trial = good - 0.9 * tolerance
+        elif trial <= bad:
+            trial = bad + 0.9 * tolerance
+        if not bad < trial < good:
+            trial = (bad + good) / 2
+    raise AssertionError("the halvings among 200 steps end in any bracket of doubles")
 
 
 def steps(

@@ -1,0 +1,157 @@
+"""Certified bounds for compositions of Poisson-sampled Gaussians in one direction, by inverting along a line.
+
+An answer is given only if its interval is narrow; otherwise None, and the lattice is asked (`certificate`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from accountants.components.component import Direction
+from accountants.contour_laws import ContourLaws, Terrain, place_line, sampled_gaussians, survey
+from accountants.normal_form import NormalForm
+from accountants.thinning import Steps
+
+_AIM = 1e-6  # relative width of an interval for epsilon: where refinement stops
+_NARROW = 1e-4  # and that from which the answer counts
+_AIM_DELTA, _NARROW_DELTA = 1e-6, 1e-3  # of an interval for delta
+_ATTEMPTS = 4
+_FIRST_DELTA, _LEAST_DELTA = 1e-6, 1e-290
+_MOST_CHECKED = 64  # components of a composition that the Renyi bound is tried for first
+
+
+class ContourCertificate:
+    """Bounds on epsilon for compositions of given components, up to given counts, at one delta.
+
+    Args:
+        form: the components, with the greatest counts that will be asked about.
+        direction: which pair.
+        delta: of every question.
+        least: the smallest share of those counts that will be.
+    """
+
+    def __init__(self, form: NormalForm, direction: Direction, delta: float, least: float) -> None:
+        self._form, self._direction, self._delta, self._least = form, direction, delta, least
+        self._steps = sampled_gaussians(form)
+
+    def interval(self, counts: Sequence[int]) -> tuple[float, float] | None:
+        """Bounds on epsilon for these counts; None if the contour gives no narrow ones."""
+        found = self._laws
+        if found is None:
+            return None
+        laws, ceiling = found
+        bounds = _interval(laws, counts, self._delta, ceiling)
+        return bounds if _width(bounds) <= _NARROW else None
+
+    def is_below(self, epsilon: float) -> bool:
+        """Whether the moments already prove that epsilon at the greatest counts is at most `epsilon`."""
+        terrain = self._terrain
+        if terrain is None or len(self._form.counts) > _MOST_CHECKED:
+            return False
+        t = terrain.cumulants.best_tilt(epsilon)
+        order = np.array([t])
+        log_moment = sum(
+            count * float(component.log_moments(self._direction, order)[0]) for component, count in self._form.counts
+        )
+        # (1 - e^(eps - l))+ is at most e^(t (l - eps)) t^t / (1 + t)^(1 + t).
+        log_delta = log_moment - t * epsilon - t * math.log1p(1 / t) - math.log1p(t)
+        return log_delta <= math.log(self._delta)
+
+    @functools.cached_property
+    def _terrain(self) -> Terrain | None:
+        return None if self._steps is None else survey(self._steps, self._direction, self._delta)
+
+    @functools.cached_property
+    def _laws(self) -> tuple[ContourLaws, float] | None:
+        """Laws and the epsilon up to which they are to be asked."""
+        if self._steps is None or self._terrain is None:
+            return None
+        counts = [count for _, count in self._form.counts]
+        guess = self._terrain.cumulants.expected(math.log(self._delta))
+        best: tuple[float, ContourLaws, float] | None = None
+        for _ in range(_ATTEMPTS):
+            line = place_line(self._terrain, guess, self._delta, self._least)
+            laws = None if line is None else ContourLaws.of(self._steps, self._direction, self._delta, line)
+            if laws is None:
+                break
+            ceiling = 2 * guess + 1
+            lower, upper = _interval(laws, counts, self._delta, ceiling)
+            if best is None or _width((lower, upper)) < best[0]:
+                best = _width((lower, upper)), laws, ceiling
+            if best[0] <= _AIM or upper == 0:
+                break
+            guess = (lower + upper) / 2 if lower > 0 else upper / 2
+        return None if best is None else (best[1], best[2])
+
+
+def _interval(laws: ContourLaws, counts: Sequence[int], delta: float, ceiling: float) -> tuple[float, float]:
+    upper = laws.composed(counts, upper=True).epsilon(delta, ceiling)
+    if upper >= ceiling:
+        return 0.0, math.inf  # not found: no bound
+    return laws.composed(counts, upper=False).epsilon(delta, upper), upper
+
+
+def _width(bounds: tuple[float, float]) -> float:
+    """Relative; 0 for (0, 0)."""
+    lower, upper = bounds
+    return (upper - lower) / upper if upper > 0 else 0.0
+
+
+class ContourProfile:
+    """Bounds on delta for one composition, at one epsilon after another: neighbours share their laws.
+
+    Args:
+        form: the composition.
+        direction: which pair.
+    """
+
+    def __init__(self, form: NormalForm, direction: Direction) -> None:
+        self._direction = direction
+        self._counts = [count for _, count in form.counts]
+        self._steps = sampled_gaussians(form)
+        self._laws: ContourLaws | None = None
+
+    def log_delta_interval(self, epsilon: float) -> tuple[float, float] | None:
+        """Bounds on log delta at epsilon; None if the contour gives no narrow ones."""
+        if self._steps is None:
+            return None
+        if self._laws is not None:
+            bounds = self._bounds(self._laws, epsilon)
+            if bounds[1] - bounds[0] <= _AIM_DELTA:
+                return bounds
+        delta = _FIRST_DELTA
+        best: tuple[float, float] | None = None
+        for _ in range(_ATTEMPTS):
+            laws, delta = self._built(self._steps, epsilon, delta)
+            if laws is None:
+                break
+            bounds = self._bounds(laws, epsilon)
+            if best is None or bounds[1] - bounds[0] < best[1] - best[0]:
+                best, self._laws = bounds, laws
+            if best[1] - best[0] <= _AIM_DELTA:
+                break
+            delta = math.exp(max(min(bounds[1], math.log(0.5)), math.log(_LEAST_DELTA)))
+        return best if best is not None and best[1] - best[0] <= _NARROW_DELTA else None
+
+    def _built(self, steps: Steps, epsilon: float, delta: float) -> tuple[ContourLaws | None, float]:
+        """Laws for the delta that is to be expected, starting from another."""
+        terrain = survey(steps, self._direction, delta)
+        if terrain is None:
+            return None, delta
+        expected = math.exp(max(terrain.cumulants.expected_log_delta(epsilon), math.log(_LEAST_DELTA)))
+        if expected < delta / 10:  # its tails must be cut elsewhere
+            terrain, delta = survey(steps, self._direction, expected), expected
+            if terrain is None:
+                return None, delta
+        line = place_line(terrain, epsilon, expected, 1.0)
+        if line is None:
+            return None, delta
+        return ContourLaws.of(steps, self._direction, min(delta, expected), line), delta
+
+    def _bounds(self, laws: ContourLaws, epsilon: float) -> tuple[float, float]:
+        upper = laws.composed(self._counts, upper=True).log_delta(epsilon)
+        return laws.composed(self._counts, upper=False).log_delta(epsilon), upper

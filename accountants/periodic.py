@@ -1,0 +1,117 @@
+"""A sum that repeats delta(eps) with a period, and the bounds that follow for delta itself.
+
+Under a tilt t, a composition's hockey-stick divergence is computed as
+
+    S(eps) = sum over integers m of e^(t m W) delta(eps + m W)
+
+for some period W, divided by M(t)^T e^(-t eps), with M(t) = E e^(t L) of one step. The m = 0 term is wanted and the
+others are positive, so S bounds delta from above as it is. From below, with delta <= 1 and Chernoff's bound at t + s,
+
+    S(eps) - delta(eps) <= e^(-t W) / (1 - e^(-t W)) + M(t + s)^T e^(-(t + s) eps - s W) / (1 - e^(-s W)).
+
+The tilt makes errors relative to delta, so doubles suffice at delta = 1e-15.
+
+References:
+    [1] Koskela, Jalko, Prediger, Honkela, Tight Differential Privacy for Discrete-Valued Mechanisms and for the
+        Subsampled Gaussian Mechanism Using FFT, 2021. arXiv:2006.07134
+    [2] Alghamdi et al., The Saddle-Point Method in Differential Privacy, 2023. arXiv:2208.09595
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import numpy as np
+from scipy import optimize
+
+_EPSILON_ROUNDING = 1e-12  # relative, of a root
+
+
+class PeriodicSum(abc.ABC):
+    """S for one composition; bounds on delta(eps), and on the eps at a delta.
+
+    Args:
+        tilt: t > 0.
+        extra: s > 0, for the bound on the terms that are not wanted.
+        width: W, in units of loss.
+        log_mass: log M(t)^T.
+        log_mass_extra: log M(t + s)^T.
+        infinite: probability that the loss is infinite, or was cut off and counts as such.
+        error: bound on the error of `_normalised`, in the same unit.
+        rounding: absolute, of a loss.
+        upper: whether to bound from above, or from below (where `infinite` counts for nothing).
+    """
+
+    def __init__(
+        self,
+        *,
+        tilt: float,
+        extra: float,
+        width: float,
+        log_mass: float,
+        log_mass_extra: float,
+        infinite: float,
+        error: float,
+        rounding: float,
+        upper: bool,
+    ) -> None:
+        self._tilt, self._extra, self._width = tilt, extra, width
+        self._log_mass, self._log_mass_extra = log_mass, log_mass_extra
+        self._infinite, self._error, self._rounding, self._upper = infinite, error, rounding, upper
+
+    @abc.abstractmethod
+    def _normalised(self, epsilon: float) -> float:
+        """S(epsilon) e^(t epsilon) / M(t)^T."""
+
+    def log_delta(self, epsilon: float) -> float:
+        """log of the bound on delta at epsilon: upper or lower as the laws are; -inf where the lower bound is 0."""
+        tilted = self._normalised(epsilon)
+        log_scale = self._log_mass - self._tilt * epsilon
+        if self._upper:
+            value = log_scale + math.log(max(tilted, 0.0) + self._error)
+            return value if self._infinite == 0 else float(np.logaddexp(value, math.log(self._infinite)))
+        if tilted <= self._error:
+            return -math.inf
+        value = log_scale + math.log(tilted - self._error)
+        lost = self._wrapped(epsilon) - value
+        return value + math.log(-math.expm1(lost)) if lost < 0 else -math.inf
+
+    def _wrapped(self, epsilon: float) -> float:
+        """log of the bound on S(epsilon) - delta(epsilon)."""
+        tilt, extra, width = self._tilt, self._extra, self._width
+        left = -tilt * width - math.log(-math.expm1(-tilt * width))
+        right = self._log_mass_extra - (tilt + extra) * epsilon - extra * width
+        right -= math.log(-math.expm1(-extra * width))
+        return float(np.logaddexp(left, right))
+
+    def epsilon(self, delta: float, ceiling: float) -> float:
+        """The epsilon at which the bound is delta, rounded to the safe side; within [0, ceiling].
+
+        An upper law gives the least epsilon that it proves (ceiling if it proves none below); a lower law, an epsilon
+        that the truth is not below (0 if it finds none: far below the window's place its bound is void).
+        """
+        target = math.log(delta)
+
+        def excess(epsilon: float) -> float:
+            return max(self.log_delta(epsilon) - target, -1e6)
+
+        if excess(ceiling) > 0:
+            return ceiling
+        floor = 0.0
+        if not self._upper:
+            step = ceiling * 1e-6
+            floor = ceiling
+            while floor > 0 and excess(floor) <= 0:
+                floor, step = max(floor - step, 0.0), step * 3
+        if excess(floor) <= 0:
+            return 0.0
+        root = float(optimize.brentq(excess, floor, ceiling, xtol=1e-300, rtol=1e-11))
+        margin = _EPSILON_ROUNDING * (root + self._rounding)
+        if self._upper:
+            while root < ceiling and excess(root) > 0:
+                root, margin = root + margin, margin * 4
+            return min(root, ceiling)
+        while root > 0 and excess(root) < 0:
+            root, margin = root - margin, margin * 4
+        return max(root, 0.0)

@@ -1,0 +1,228 @@
+"""The loss of one Poisson-sampled Gaussian step as weighted nodes, exact for what a composition asks of it.
+
+With x the outcome, u = (2 x - 1) / (2 s^2), l(x) = log(1 - q + q e^u) and phi the density of N(0, s^2),
+
+    remove:  M(z) = int phi e^((1 + z) l) dx        L = l          P the mixture
+    add:     M(z) = int phi e^(-z l) dx             L = -l         P the noise alone
+
+over outcomes between two quantiles of P; what lies beyond is `cut`. Each panel of Gauss-Legendre nodes is short enough
+for its integrand at z = t + i w, w up to a limit, by the bound on a Bernstein ellipse [1, Theorem 19.3]:
+
+    error <= (64/15) (length / 2) sup |f| rho^(-2 n) / (1 - rho^-2),
+
+sup |f| over the ellipse from |1 - q + q e^(u + i b)| <= 1 - q + q e^u (and >= cos(b / 2) times that), and the phase of
+that number, which grows with u.
+
+For frequencies beyond the limit, the part of the law on x > c, of tilted mass p, has by one integration by parts
+
+    |int over x > c of r dl e^(i w l)| <= (r(c) + total variation of r) / w,    r = density of x over l'(x),
+
+so that |M(t + i w)| / M(t) <= 1 - p + variation / w, for every c. log r has at most three stationary points (its
+slope is -x / s^2 plus a multiple of a logistic function), so its variation is at most 4 times its maximum beyond c.
+
+References:
+    [1] Trefethen, Approximation Theory and Approximation Practice, 2013.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+from scipy import special
+
+from accountants.components.component import Array, Direction
+from accountants.components.sampled_noise import SampledNoise
+
+_ORDER = 20  # nodes in a panel
+_RHO = 4.0  # of the Bernstein ellipse
+_ALONG, _ACROSS = (_RHO + 1 / _RHO) / 2, (_RHO - 1 / _RHO) / 2  # its half axes, of half a panel
+_PANEL_X, _PANEL_W = np.polynomial.legendre.leggauss(_ORDER)
+MOST_PANELS = 2**16
+ACCURACY = 2e-16  # of the quadrature, relative to M(t)
+_ACCURACY_EXTRA = 1e-9  # relative to M(t + s)
+_PHASE = 10.0  # of the integrand across a panel, at first
+_WIDEST = 1.5  # panel, in units of s^2: keeps the ellipse where |Im u| < pi / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class LossNodes:
+    """One step's loss as nodes: the sum of e^(log_weight + t loss) is M(t) without what was cut.
+
+    Attributes:
+        loss: shape [J].
+        log_weight: log of P's weight at each node, shape [J].
+        log_ratio: log of P's density of outcomes over |dl/dx| at each node, shape [J].
+        reach: how much log_ratio + t loss may rise towards the next node, at most reach[0] + t reach[1], shape [2, J].
+        cut: P-mass beyond the nodes, both sides.
+    """
+
+    loss: Array
+    log_weight: Array
+    log_ratio: Array
+    reach: Array
+    cut: float
+
+    def log_moments(self, t: Array) -> Array:
+        """log M at real t, shape [M]."""
+        exponents = np.multiply.outer(t, self.loss)
+        exponents += self.log_weight
+        top = exponents.max(axis=1)
+        exponents -= top[:, None]
+        np.exp(exponents, out=exponents)
+        moments: Array = top + np.log(exponents.sum(axis=1))
+        return moments
+
+    def tilted(self, t: float) -> tuple[Array, float]:
+        """Weights under the tilt, with sum 1, and log M(t)."""
+        exponents = self.log_weight + t * self.loss
+        top = float(exponents.max())
+        weights = np.exp(exponents - top)
+        total = float(weights.sum())
+        return weights / total, top + math.log(total)
+
+    def decay(self, t: float) -> tuple[Array, Array]:
+        """(p, variation), shape [panels] each: |M(t + i w)| <= M(t) (1 - p + variation / w), for each of them."""
+        weights, log_mass = self.tilted(t)
+        mass = np.cumsum(weights.reshape(-1, _ORDER).sum(axis=1)[::-1])[::-1]
+        log_ratio = self.log_ratio + t * self.loss - log_mass + self.reach[0] + t * self.reach[1]
+        highest = np.maximum.accumulate(log_ratio.reshape(-1, _ORDER).max(axis=1)[::-1])[::-1]
+        mass[0] = 1.0
+        return np.clip(mass - 1e-12, 0.0, 1.0), 4 * np.exp(np.minimum(highest, 600.0))
+
+
+@functools.lru_cache(maxsize=64)
+def loss_nodes(
+    component: SampledNoise,
+    direction: Direction,
+    tail_mass: float,
+    tilt: float,
+    extra: float,
+    frequency: float,
+    most_panels: int = MOST_PANELS,
+) -> LossNodes | None:
+    """Nodes good for M(t + i w) at |w| up to `frequency`, and for M(t + s); None if it would take too many.
+
+    Args:
+        component: Gaussian.
+        direction: which pair.
+        tail_mass: P-mass that may be cut, each side.
+        tilt: t >= 0.
+        extra: s >= 0; M(t + s) is good to 1e-9.
+        frequency: greatest |w|, in radians per unit of loss.
+        most_panels: of 20 nodes each.
+    """
+    assert component.noise == "gaussian"
+    step = _Step(component.rate, component.scale, direction)
+    low, high = _range(component, direction, tail_mass)
+    phase = _PHASE
+    while (edges := step.edges(low, high, tilt + frequency, phase, most_panels)) is not None:
+        nodes = step.nodes(edges)
+        log_mass, log_mass_extra = nodes.log_moments(np.array([tilt, tilt + extra]))
+        error = step.log_quadrature_error(edges, tilt, frequency) - log_mass
+        error_extra = step.log_quadrature_error(edges, tilt + extra, 0.0) - log_mass_extra
+        if error <= math.log(ACCURACY) and error_extra <= math.log(_ACCURACY_EXTRA):
+            return nodes
+        phase /= 2
+    return None
+
+
+def _range(component: SampledNoise, direction: Direction, tail_mass: float) -> tuple[float, float]:
+    """Outcomes beyond which P has at most `tail_mass` each side."""
+    rate, scale = component.rate, component.scale
+    deviations = -float(special.ndtri(tail_mass / 2)) * scale
+    if direction == "add":
+        return -deviations, deviations
+    of_present = tail_mass / (2 * rate)
+    present = 1 - float(special.ndtri(of_present)) * scale if of_present < 0.5 else 0.0
+    return -deviations, max(deviations, present) if rate < 1 else present
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    rate: float
+    scale: float
+    direction: Direction
+
+    def loss(self, x: Array) -> Array:
+        """l(x) without cancellation where q e^u is small."""
+        u = self._exponent(x)
+        near = np.minimum(u, 30.0)
+        log_present = math.log(self.rate) + u
+        with np.errstate(over="ignore"):
+            small = np.log1p(self.rate * np.expm1(near))
+        log_absent = math.log1p(-self.rate) if self.rate < 1 else -math.inf
+        return np.where(u < 30.0, small, np.logaddexp(log_absent, log_present))
+
+    def _exponent(self, x: Array) -> Array:
+        return (2 * x - 1) / (2 * self.scale**2)
+
+    def _log_present(self, x: Array) -> Array:
+        """log of q e^u / (1 - q + q e^u)."""
+        return math.log(self.rate) + self._exponent(x) - self.loss(x)
+
+    def _log_density(self, x: Array) -> Array:
+        """P's."""
+        log_phi = -x * x / (2 * self.scale**2) - math.log(self.scale * math.sqrt(2 * math.pi))
+        return log_phi + self.loss(x) if self.direction == "remove" else log_phi
+
+    def edges(self, low: float, high: float, power: float, phase: float, most_panels: int) -> Array | None:
+        """Ends of panels, shorter where the integrand turns faster; None if there would be too many."""
+        square = self.scale**2
+        coarse = np.linspace(low, high, 1025)
+        turning = np.abs(coarse) + (1 + power) * np.exp(self._log_present(coarse + square))
+        density = np.maximum(np.maximum(1 / self.scale, 1.2 / (_WIDEST * square)), turning / (square * phase))
+        count = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(coarse))])
+        if not count[-1] <= most_panels:
+            return None
+        panels = math.ceil(count[-1])
+        edges: Array = np.interp(np.linspace(0, count[-1], panels + 1), count, coarse)
+        return edges
+
+    def log_quadrature_error(self, edges: Array, tilt: float, frequency: float) -> float:
+        """log of a bound on the error of M(t + i w), |w| <= frequency."""
+        half, middle = np.diff(edges) / 2, (edges[1:] + edges[:-1]) / 2
+        square = self.scale**2
+        along, across = _ALONG * half, _ACROSS * half
+        turn = across / square
+        if turn.max() >= math.pi / 2:
+            return math.inf
+        nearest = np.maximum(np.abs(middle) - along, 0.0)
+        log_phi = (across**2 - nearest**2) / (2 * square) - math.log(self.scale * math.sqrt(2 * math.pi))
+        upper_loss, lower_loss = self.loss(middle + along), self.loss(middle - along)
+        if self.direction == "remove":
+            log_size = log_phi + upper_loss + tilt * np.maximum(upper_loss, 0.0)
+        else:
+            log_size = log_phi + tilt * np.maximum(-lower_loss - np.log(np.cos(turn / 2)), 0.0)
+        present = np.exp(self._log_present(middle + along))
+        log_size += frequency * np.arctan2(present * np.sin(turn), 1 - present + present * np.cos(turn))
+        log_factor = math.log(64 / 15 / (1 - _RHO**-2)) - 2 * _ORDER * math.log(_RHO)
+        log_error = float(np.logaddexp.reduce(log_size + np.log(half))) + log_factor
+        return log_error
+
+    def nodes(self, edges: Array) -> LossNodes:
+        """Gauss-Legendre nodes of all panels."""
+        half = np.diff(edges)[:, None] / 2
+        x = (edges[:-1, None] + half * (1 + _PANEL_X)).ravel()
+        loss = self.loss(x)
+        log_density = self._log_density(x)
+        log_weight = log_density + np.log((half * _PANEL_W).ravel())
+        square = self.scale**2
+        log_slope = self._log_present(x) - math.log(square)
+        # Between nodes a function rises above both by at most gap^2 / 8 times its curvature downwards, which is at
+        # most 1 / s^2 here (adding: + t / (4 s^4)); at the ends of the range, by its slope.
+        gap = np.maximum(np.diff(x, append=edges[-1]), np.diff(x, prepend=edges[0]))
+        reach = np.stack([gap**2 / (8 * square), gap**2 / (32 * square**2) * (self.direction == "add")])
+        for end, outermost in ((0, edges[0]), (-1, edges[-1])):
+            reach[:, end] += abs(x[end] - outermost) / square * np.array([abs(outermost) + 3, 1.0])
+        low, high = float(edges[0]), float(edges[-1])
+        sign = 1.0 if self.direction == "remove" else -1.0
+        return LossNodes(sign * loss, log_weight, log_density - log_slope, reach, self._cut(low, high))
+
+    def _cut(self, low: float, high: float) -> float:
+        absent = special.ndtr(low / self.scale) + special.ndtr(-high / self.scale)
+        present = special.ndtr((low - 1) / self.scale) + special.ndtr((1 - high) / self.scale)
+        share = self.rate if self.direction == "remove" else 0.0
+        return float((1 - share) * absent + share * present) * (1 + 1e-12)
