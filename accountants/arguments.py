@@ -36,6 +36,30 @@ def whole(name: str, value: object, *, remedy: str) -> int:
     return number
 
 
+def positive_whole(name: str, value: object, *, remedy: str) -> int:
+    """`value` as an int >= 1."""
+    number = whole(name, value, remedy=remedy)
+    if number == 0:
+        raise ParameterError(f"{name} must be >= 1, got 0. {remedy}")
+    return number
+
+
+def non_negative(name: str, value: object, *, remedy: str) -> float:
+    """`value` as a finite float >= 0."""
+    number = real(name, value, remedy=remedy)
+    if not 0 <= number < math.inf:
+        raise ParameterError(f"{name} must be >= 0 and finite, got {number!r}. {remedy}")
+    return number
+
+
+def probability(name: str, value: object, *, remedy: str) -> float:
+    """`value` as a float in [0, 1]."""
+    number = real(name, value, remedy=remedy)
+    if not 0 <= number <= 1:
+        raise ParameterError(f"{name} must be in [0, 1], got {number!r}. {remedy}")
+    return number
+
+
 def noise_scale(name: str, value: object) -> float:
     """A finite noise scale >= 0, in units of the sensitivity."""
     remedy = "Give the noise's scale divided by the clip norm, for example 1.0; 0 means no noise and no privacy."

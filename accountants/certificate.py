@@ -13,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from accountants.best_moment import best_moment
 from accountants.components.component import Direction, LossPair
 from accountants.composition import ComposedLaw, StepSpectrum, Window, combined
 from accountants.lattice import LatticeLaw, dominated, dominating
 from accountants.normal_form import NormalForm
-from accountants.rdp_accountant import best_moment, log_delta_score
+from accountants.rdp_accountant import log_delta_score
 from accountants.sketch import Sketch
 
 RELATIVE_WIDTH = 2e-5  # of the interval for epsilon: where refinement stops

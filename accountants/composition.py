@@ -86,9 +86,8 @@ class StepSpectrum:
         frequencies: Array = 2 * math.pi / window.width * np.arange(len(transform), dtype=np.float64)
         spread = 1 + min(float(losses.max() - losses.min()), 2 * window.width)
         rounding = _UNIT * (4 * math.log2(window.size) + 16 * (1 + (window.tilt + frequencies) * spread))
-        return StepSpectrum(
-            log_total, log_total_extra, log_transform, law.origin, math.log1p(-min(law.infinite, 0.5)), rounding
-        )
+        log_finite = math.log1p(-law.infinite) if law.infinite < 1 else -math.inf
+        return StepSpectrum(log_total, log_total_extra, log_transform, law.origin, log_finite, rounding)
 
 
 def combined(spectra: Iterable[StepSpectrum], counts: Sequence[int]) -> StepSpectrum:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +32,16 @@ from scipy import fft
 from accountants import quadrature
 from accountants.components.component import Array
 from accountants.periodic import PeriodicSum
-from accountants.quadrature import LossNodes
+from accountants.quadrature import PI, LossNodes, Reals
 
-Complex = NDArray[np.complex128]
+Complex = NDArray[np.complexfloating[Any, Any]]
 
 MOST_FREQUENCIES = 2**17
 _UNIT = 2.0**-53
 _NEGLIGIBLE = -46.0  # log of a frequency's weight that is bounded, not summed
-_TERMS = 22  # of the Taylor series: (pi / 2)^22 / 22! < 1e-16
+_NEAR_TERMS = 22
+_LEAST_SQUARE = 1e-300  # of a modulus
+_TERMS = {np.dtype(np.float64): 22, np.dtype(np.longdouble): 26}  # (pi / 2)^22 / 22! < 2e-17, ^26 / 26! < 4e-22
 _OVERSAMPLING = 2
 _TRIALS = np.geomspace(1e-2, 1e12, 141)  # last frequencies to try
 
@@ -60,9 +63,14 @@ class Line:
     count: int
 
     @property
-    def frequencies(self) -> Array:
-        """Shape [count], radians per unit of loss."""
-        return 2 * math.pi / self.width * np.arange(self.count, dtype=np.float64)
+    def last(self) -> float:
+        """The last frequency, radians per unit of loss."""
+        return 2 * math.pi / self.width * (self.count - 1)
+
+    def frequencies(self, kind: np.dtype[np.floating[Any]]) -> Reals:
+        """Shape [count], radians per unit of loss, to the precision of the type."""
+        frequencies: Reals = 2 * kind.type(PI) / self.width * np.arange(self.count, dtype=kind)
+        return frequencies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,46 +82,69 @@ class StepTransform:
         log_mass_extra: log M(t + s), from above.
         mean: of the tilted loss.
         log_transform: log M(t + i w) / M(t) without the mean's phase, shape [count], complex.
-        rounding: bound on the error of M(t + i w) / M(t), same shape.
+        rounding: bound on the error of log_transform at each frequency, beyond what all share; same shape.
+        scale_rounding: bound on the error of log M that all frequencies share.
         log_beyond: log of a bound on |M(t + i w)| / M(t) at all frequencies beyond the last.
         cut: P-mass that is not in it.
     """
 
     log_mass: float
     log_mass_extra: float
-    mean: float
+    mean: np.floating[Any]
     log_transform: Complex
     rounding: Array
+    scale_rounding: float
     log_beyond: float
     cut: float
 
     @staticmethod
     def of(nodes: LossNodes, line: Line) -> StepTransform:
-        """Transform the nodes' tilted weights."""
+        """Transform the nodes' tilted weights.
+
+        What is computed is G = M(t + i w) / M(t) - 1, the sum of weight * (e^(i w l) - 1): where steps are many, it
+        is small, and so is its rounding. Losses so near the mean that no frequency turns them by a radian enter by
+        their moments, the others by a Fourier sum.
+        """
         weights, log_mass = nodes.tilted(line.tilt)
-        log_mass_extra = float(nodes.log_moments(np.array([line.tilt + line.extra]))[0])
-        mean = float(np.dot(weights, nodes.loss))
-        spread = float(np.dot(weights, np.abs(nodes.loss)))
-        transform = _fourier(weights, nodes.loss - mean, line)
-        with np.errstate(divide="ignore"):
-            log_transform = np.log(transform)
-        log_transform.real = np.maximum(log_transform.real, -700.0)
-        log_transform.imag = np.unwrap(log_transform.imag)  # counts may be fractions
-        frequencies = line.frequencies
-        # Each weight is good to some units of the exponents that it was made from.
-        exponents = 1 + float(np.dot(weights, np.abs(nodes.log_weight))) + line.tilt * spread + abs(log_mass)
-        rounding = _UNIT * (8 * math.log2(line.count + 2) + 16 * exponents + 8 * frequencies * spread)
+        mean = np.dot(weights, nodes.loss)
+        loss = nodes.loss - mean
+        frequencies = line.frequencies(weights.dtype)
+        near = np.abs(loss) * frequencies[-1] <= 1.0
+        gained = _by_moments(weights[near], loss[near], frequencies)
+        far_mass = weights[~near].sum()
+        if far_mass > 0:
+            gained += _fourier(weights[~near], loss[~near], line) - far_mass
+        log_transform = np.empty_like(gained)
+        squared = np.maximum(2 * gained.real + np.abs(gained) ** 2, -1 + _LEAST_SQUARE)
+        log_transform.real = 0.5 * np.log1p(squared)
+        log_transform.imag = np.unwrap(np.arctan2(gained.imag, 1 + gained.real))  # counts may be fractions
+
+        # Each weight is good to some units of the exponent that it was made from, each loss likewise.
+        size, moved = np.abs(nodes.loss), np.abs(loss)
+        units = weights * (nodes.weight_units + line.tilt * nodes.loss_units * size)
+        turned = 2 * units[~near].sum() + frequencies * np.dot(units[near], moved[near])
+        phases = frequencies * np.dot(weights, nodes.loss_units * size + 4 * (moved + abs(mean)))
+        sums = 8 * math.log2(line.count + 2) * far_mass + 32 * np.abs(gained)
+        unit = _unit(weights)
+        absolute = unit * (turned + phases + sums) + quadrature.ACCURACY
         mass, variation = nodes.decay(line.tilt)
-        beyond = float(np.min(1 - mass + variation / frequencies[-1]))
+        beyond = float(np.min(1 - mass + variation / float(frequencies[-1])))
+        log_mass_extra = float(nodes.log_moments(np.array([line.tilt + line.extra]))[0])
         return StepTransform(
             log_mass,
             log_mass_extra + 1e-8,
             mean,
             log_transform,
-            rounding + quadrature.ACCURACY,
+            (absolute * np.exp(-log_transform.real)).astype(np.float64),
+            unit * float(units.sum()) + _UNIT * abs(log_mass),
             math.log(beyond) if beyond < 1 else 0.0,
             nodes.cut,
         )
+
+
+def _unit(numbers: Reals) -> float:
+    """Unit of rounding of their type."""
+    return float(np.finfo(numbers.dtype).eps) / 2
 
 
 def last_frequency(parts: Sequence[tuple[LossNodes, float]], tilt: float, log_share: float) -> float:
@@ -133,7 +164,18 @@ def last_frequency(parts: Sequence[tuple[LossNodes, float]], tilt: float, log_sh
     return float(_TRIALS[enough[0]]) if len(enough) else math.inf
 
 
-def _fourier(weights: Array, loss: Array, line: Line) -> Complex:
+def _by_moments(weights: Reals, loss: Reals, frequencies: Reals) -> Complex:
+    """sum_j c_j (e^(i w l_j) - 1) where |w l_j| <= 1, by the exponential series: what it leaves is below 1e-21."""
+    scale = frequencies[-1]
+    turns = 1j * (frequencies / scale)
+    total: Complex = np.zeros_like(turns)
+    for term in range(_NEAR_TERMS, 0, -1):
+        moment = np.dot(weights, (scale * loss) ** term) / math.factorial(term)
+        total = (total + moment) * turns
+    return total
+
+
+def _fourier(weights: Reals, loss: Reals, line: Line) -> Complex:
     """sum_j c_j e^(i w l_j) at the line's frequencies."""
     size = 1 << math.ceil(math.log2(max(_OVERSAMPLING * line.count, 512)))
     position = loss * (size / line.width)
@@ -141,12 +183,13 @@ def _fourier(weights: Array, loss: Array, line: Line) -> Complex:
     offset = position - nearest
     index = nearest.astype(np.int64) % size
     # Powers of i w d = i (2 pi k / size) (position - nearest), |that| <= pi / 2.
-    turns: Complex = 2j * math.pi / size * np.arange(line.count)
-    total: Complex = np.zeros(line.count, dtype=np.complex128)
-    factor: Complex = np.ones(line.count, dtype=np.complex128)
+    turns = 2j * weights.dtype.type(PI) / size * np.arange(line.count, dtype=weights.dtype)
+    total, factor = np.zeros_like(turns), np.ones_like(turns)
     moment = weights
-    for term in range(_TERMS):
-        spectrum = fft.rfft(np.bincount(index, weights=moment, minlength=size))[: line.count]
+    for term in range(_TERMS[weights.dtype]):
+        grid = np.zeros(size, dtype=weights.dtype)
+        np.add.at(grid, index, moment)
+        spectrum = fft.rfft(grid)[: line.count]
         total += factor * spectrum.conj()
         factor *= turns / (term + 1)
         moment = moment * offset
@@ -173,8 +216,9 @@ class ContourSum(PeriodicSum):
         *,
         upper: bool,
     ) -> None:
-        total = np.zeros(line.count, dtype=np.complex128)
-        log_mass = log_mass_extra = mean = log_kept = log_beyond = 0.0
+        total = np.zeros_like(transforms[0].log_transform)
+        mean = total.real.dtype.type(0)
+        log_mass = log_mass_extra = log_kept = log_beyond = scale_rounding = 0.0
         for transform, count in zip(transforms, counts, strict=True):
             total += count * transform.log_transform
             log_mass += count * transform.log_mass
@@ -182,23 +226,25 @@ class ContourSum(PeriodicSum):
             mean += count * transform.mean
             log_kept += count * math.log1p(-transform.cut)
             log_beyond += count * transform.log_beyond
-        sensitivity = np.zeros(line.count)
+            scale_rounding += count * transform.scale_rounding
+        wrong = uncertainty.copy()
         for transform, count in zip(transforms, counts, strict=True):
-            sensitivity += count * transform.rounding * np.exp(total.real - transform.log_transform.real)
-        sensitivity += np.expm1(np.minimum(uncertainty, 700.0)) * np.exp(total.real)
-        frequencies = line.frequencies
+            wrong += count * transform.rounding
+        modulus = np.exp(total.real).astype(np.float64)
+        sensitivity = np.expm1(np.minimum(wrong, 600.0)) * modulus
+        frequencies = line.frequencies(total.real.dtype)
         z = line.tilt + 1j * frequencies
-        coefficient = np.full(line.count, 2 / line.width, dtype=np.complex128) / (z * (z + 1))
+        coefficient = 2 / line.width / (z * (z + 1))
         coefficient[0] /= 2
-        size = np.abs(coefficient)
+        size = np.abs(coefficient).astype(np.float64)
         kept = total.real > _NEGLIGIBLE
         dropped = math.exp(_NEGLIGIBLE) * float(size[~kept].sum())
         # sum over k >= count of (2 / W) e^log_beyond / w_k^2 <= e^log_beyond / (pi w_last).
-        beyond = math.exp(log_beyond) / (math.pi * frequencies[-1])
+        beyond = math.exp(log_beyond) / (math.pi * line.last)
         self._mean, self._frequencies = mean, frequencies[kept]
         self._terms = coefficient[kept] * np.exp(total[kept])
         # Of the final sum, its phases and its factors.
-        arithmetic = _UNIT * float(np.dot(np.abs(self._terms), 64 + 4 * line.width * self._frequencies))
+        arithmetic = _unit(frequencies) * float(np.dot(np.abs(self._terms), 64 + 4 * line.width * self._frequencies))
         super().__init__(
             tilt=line.tilt,
             extra=line.extra,
@@ -207,10 +253,11 @@ class ContourSum(PeriodicSum):
             log_mass_extra=log_mass_extra,
             infinite=-math.expm1(log_kept),
             error=float(np.dot(size, sensitivity)) + dropped + beyond + arithmetic,
-            rounding=abs(mean) * 1e-3,
+            rounding=abs(float(mean)) * 1e-3,
+            scale=math.expm1(min(scale_rounding, 600.0)),
             upper=upper,
         )
 
     def _normalised(self, epsilon: float) -> float:
         """The trapezoid rule; the integrand's values come in conjugate pairs."""
-        return float(np.dot(self._terms, np.exp(-1j * (epsilon - self._mean) * self._frequencies)).real)
+        return float(np.dot(self._terms, np.exp(-1j * ((epsilon - self._mean) * self._frequencies))).real)

@@ -5,21 +5,25 @@ An answer is given only if its interval is narrow; otherwise None, and the latti
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from accountants.components.component import Direction
 from accountants.contour_laws import ContourLaws, Terrain, place_line, sampled_gaussians, survey
 from accountants.normal_form import NormalForm
+from accountants.quadrature import Precision
 from accountants.thinning import Steps
 
 _AIM = 1e-6  # relative width of an interval for epsilon: where refinement stops
 _NARROW = 1e-4  # and that from which the answer counts
 _AIM_DELTA, _NARROW_DELTA = 1e-6, 1e-3  # of an interval for delta
-_ATTEMPTS = 4
+_ATTEMPTS = 9
+_SETTLED = 0.1  # relative change of a guess that is not worth another line
 _FIRST_DELTA, _LEAST_DELTA = 1e-6, 1e-290
 _MOST_CHECKED = 64  # components of a composition that the Renyi bound is tried for first
 
@@ -36,19 +40,39 @@ class ContourCertificate:
 
     def __init__(self, form: NormalForm, direction: Direction, delta: float, least: float) -> None:
         self._form, self._direction, self._delta, self._least = form, direction, delta, least
+        self._counts = [count for _, count in form.counts]
         self._steps = sampled_gaussians(form)
+        self._tried: list[Attempt] = []
+        self._more = self._attempts()
 
     def interval(self, counts: Sequence[int]) -> tuple[float, float] | None:
         """Bounds on epsilon for these counts; None if the contour gives no narrow ones."""
-        found = self._laws
-        if found is None:
+        for attempt in self._more:
+            self._tried.append(attempt)
+        if not self._tried:
             return None
-        laws, ceiling = found
-        bounds = _interval(laws, counts, self._delta, ceiling)
+        best = min(self._tried, key=lambda attempt: attempt.width)
+        bounds = _interval(best.laws, counts, self._delta, best.ceiling)
         return bounds if _width(bounds) <= _NARROW else None
 
     def is_below(self, epsilon: float) -> bool:
-        """Whether the moments already prove that epsilon at the greatest counts is at most `epsilon`."""
+        """Whether epsilon at the greatest counts is provably at most `epsilon`; no more work than it takes to say."""
+        if self._proved_by_moments(epsilon):
+            return True
+        log_delta = math.log(self._delta)
+        for attempt in itertools.chain(list(self._tried), self._remembered()):
+            if attempt.laws.composed(self._counts, upper=True).log_delta(epsilon) <= log_delta:
+                return True
+            if attempt.laws.composed(self._counts, upper=False).log_delta(epsilon) > log_delta:
+                return False
+        return False
+
+    def _remembered(self) -> Iterator[Attempt]:
+        for attempt in self._more:
+            self._tried.append(attempt)
+            yield attempt
+
+    def _proved_by_moments(self, epsilon: float) -> bool:
         terrain = self._terrain
         if terrain is None or len(self._form.counts) > _MOST_CHECKED:
             return False
@@ -65,27 +89,40 @@ class ContourCertificate:
     def _terrain(self) -> Terrain | None:
         return None if self._steps is None else survey(self._steps, self._direction, self._delta)
 
-    @functools.cached_property
-    def _laws(self) -> tuple[ContourLaws, float] | None:
-        """Laws and the epsilon up to which they are to be asked."""
+    def _attempts(self) -> Iterator[Attempt]:
+        """Laws that come closer and closer, ending with narrow ones or where nothing more is to be gained."""
         if self._steps is None or self._terrain is None:
-            return None
-        counts = [count for _, count in self._form.counts]
+            return
         guess = self._terrain.cumulants.expected(math.log(self._delta))
-        best: tuple[float, ContourLaws, float] | None = None
+        precision: Precision = "double"
         for _ in range(_ATTEMPTS):
-            line = place_line(self._terrain, guess, self._delta, self._least)
-            laws = None if line is None else ContourLaws.of(self._steps, self._direction, self._delta, line)
+            line = place_line(self._terrain, guess, self._delta, self._least, precision)
+            if line is None:
+                guess /= 2  # too many frequencies, perhaps because the guess is too high
+                continue
+            laws = ContourLaws.of(self._steps, self._direction, self._delta, line, precision)
             if laws is None:
-                break
+                return
             ceiling = 2 * guess + 1
-            lower, upper = _interval(laws, counts, self._delta, ceiling)
-            if best is None or _width((lower, upper)) < best[0]:
-                best = _width((lower, upper)), laws, ceiling
-            if best[0] <= _AIM or upper == 0:
-                break
-            guess = (lower + upper) / 2 if lower > 0 else upper / 2
-        return None if best is None else (best[1], best[2])
+            lower, upper = _interval(laws, self._counts, self._delta, ceiling)
+            yield Attempt(_width((lower, upper)), laws, ceiling)
+            if upper == 0 or upper - lower <= _AIM * upper:
+                return
+            closer = (lower + upper) / 2 if lower > 0 else min(upper, 2 * ceiling) / 2
+            if abs(closer - guess) < _SETTLED * guess:  # the place is right, rounding is what is left
+                if precision == "extended":
+                    return
+                precision = "extended"
+            guess = closer
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """Laws, the epsilon up to which they are to be asked, and the relative width of what they say."""
+
+    width: float
+    laws: ContourLaws
+    ceiling: float
 
 
 def _interval(laws: ContourLaws, counts: Sequence[int], delta: float, ceiling: float) -> tuple[float, float]:

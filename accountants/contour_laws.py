@@ -18,14 +18,14 @@ from accountants.components.component import Array, Direction
 from accountants.components.sampled_noise import SampledNoise
 from accountants.contour import ContourSum, Line, StepTransform
 from accountants.normal_form import NormalForm
-from accountants.quadrature import LossNodes, loss_nodes
+from accountants.quadrature import TYPES, LossNodes, Precision, loss_nodes
 from accountants.thinning import Steps, thinned
 
 _CUT_SHARE = 1e-7  # of delta, for each side's far tails of all steps
 _LOST_SHARE = 1e-8  # of delta, for frequencies beyond the last
 _WRAP_SHARE = 1e-8  # of delta, for the periodic sum's other terms
 _NOISE_SHARE = 1e-8  # of delta, aimed at for rounding
-_STEP_ROUNDING = 1e-14
+_STEP_ROUNDING = 50.0  # of one step, in units: what is reckoned with in choosing
 _FIRST_TILT, _LAST_TILT = 24.0, 2e5  # up to which a tilt is looked for
 _BEYOND = 12.0  # logs below delta that tilts must reach
 _MOST_SURVEYED = 1500  # panels of 20 nodes
@@ -47,7 +47,7 @@ class Cumulants:
     """
 
     def __init__(self, parts: Sequence[tuple[LossNodes, float]], top: float) -> None:
-        self.tilts: Array = np.geomspace(top * 3e-6, top, 72)
+        self.tilts: Array = np.geomspace(top * 3e-6, top, 72, dtype=np.float64)
         self.log_mass = np.zeros(len(self.tilts))
         self._mean, self._variance = np.zeros_like(self.log_mass), np.zeros_like(self.log_mass)
         for nodes, count in parts:
@@ -146,15 +146,17 @@ class ContourLaws:
     fixed: tuple[float, ...] | None
 
     @staticmethod
-    def of(steps: Steps, direction: Direction, delta: float, line: Line) -> ContourLaws | None:
+    def of(
+        steps: Steps, direction: Direction, delta: float, line: Line, precision: Precision = "double"
+    ) -> ContourLaws | None:
         """The steps' transforms on the line; None if that takes too many nodes."""
         exact = len(steps) <= MOST_SCALES
-        transforms = _transforms(steps if exact else thinned(steps, _NODES), direction, delta, line)
+        transforms = _transforms(steps if exact else thinned(steps, _NODES), direction, delta, line, precision)
         if transforms is None:
             return None
         if exact:
             return ContourLaws(line, tuple(t for t, _ in transforms), np.zeros(line.count), None)
-        check = _transforms(thinned(steps, _NODES_OF_CHECK), direction, delta, line)
+        check = _transforms(thinned(steps, _NODES_OF_CHECK), direction, delta, line, precision)
         if check is None:
             return None
         uncertainty = np.abs(_total(transforms, line) - _total(check, line))
@@ -167,12 +169,12 @@ class ContourLaws:
 
 
 def _transforms(
-    steps: Steps, direction: Direction, delta: float, line: Line
+    steps: Steps, direction: Direction, delta: float, line: Line, precision: Precision
 ) -> list[tuple[StepTransform, float]] | None:
     result = []
     for component, count in steps:
         nodes = loss_nodes(
-            component, direction, tail_mass(steps, delta), line.tilt, line.extra, float(line.frequencies[-1])
+            component, direction, tail_mass(steps, delta), line.tilt, line.extra, line.last, precision=precision
         )
         if nodes is None:
             return None
@@ -184,7 +186,8 @@ def _total(transforms: list[tuple[StepTransform, float]], line: Line) -> NDArray
     """log M(t + i w) of the composition, shape [count], the phases continuous."""
     total = np.zeros(line.count, dtype=np.complex128)
     for transform, count in transforms:
-        total += count * (transform.log_mass + 1j * line.frequencies * transform.mean + transform.log_transform)
+        phases = 1j * line.frequencies(np.dtype(np.float64)) * float(transform.mean)
+        total += count * (transform.log_mass + phases + transform.log_transform)
     return total
 
 
@@ -193,7 +196,9 @@ def tail_mass(steps: Steps, delta: float) -> float:
     return max(delta * _CUT_SHARE / sum(count for _, count in steps), 1e-300)
 
 
-def place_line(terrain: Terrain, epsilon: float, delta: float, least: float) -> Line | None:
+def place_line(
+    terrain: Terrain, epsilon: float, delta: float, least: float, precision: Precision = "double"
+) -> Line | None:
     """The cheapest line whose other terms, rounding and lost frequencies are all a small share of delta."""
     log_delta = math.log(delta)
     parts, cumulants = terrain.parts, terrain.cumulants
@@ -206,7 +211,8 @@ def place_line(terrain: Terrain, epsilon: float, delta: float, least: float) -> 
     width = np.maximum(allowed / t, right.min(axis=1))
     noise = log_mass - t * epsilon - log_delta  # log of what rounding is multiplied by
     steps = sum(count for _, count in parts)
-    budget = max(math.log(_NOISE_SHARE / _STEP_ROUNDING / steps), float(noise.min()) + 1)
+    rounding = steps * _STEP_ROUNDING * float(np.finfo(TYPES[precision]).eps)
+    budget = max(math.log(_NOISE_SHARE / rounding), float(noise.min()) + 1)
     usable = np.flatnonzero((noise <= budget) & np.isfinite(width))
     if not len(usable):
         return None

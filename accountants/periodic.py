@@ -40,6 +40,7 @@ class PeriodicSum(abc.ABC):
         infinite: probability that the loss is infinite, or was cut off and counts as such.
         error: bound on the error of `_normalised`, in the same unit.
         rounding: absolute, of a loss.
+        scale: relative error of M(t)^T, not in `error`.
         upper: whether to bound from above, or from below (where `infinite` counts for nothing).
     """
 
@@ -54,11 +55,13 @@ class PeriodicSum(abc.ABC):
         infinite: float,
         error: float,
         rounding: float,
+        scale: float = 0.0,
         upper: bool,
     ) -> None:
         self._tilt, self._extra, self._width = tilt, extra, width
         self._log_mass, self._log_mass_extra = log_mass, log_mass_extra
         self._infinite, self._error, self._rounding, self._upper = infinite, error, rounding, upper
+        self._log_scale_error = math.log1p(scale)
 
     @abc.abstractmethod
     def _normalised(self, epsilon: float) -> float:
@@ -69,11 +72,12 @@ class PeriodicSum(abc.ABC):
         tilted = self._normalised(epsilon)
         log_scale = self._log_mass - self._tilt * epsilon
         if self._upper:
+            log_scale += self._log_scale_error
             value = log_scale + math.log(max(tilted, 0.0) + self._error)
             return value if self._infinite == 0 else float(np.logaddexp(value, math.log(self._infinite)))
         if tilted <= self._error:
             return -math.inf
-        value = log_scale + math.log(tilted - self._error)
+        value = log_scale - self._log_scale_error + math.log(tilted - self._error)
         lost = self._wrapped(epsilon) - value
         return value + math.log(-math.expm1(lost)) if lost < 0 else -math.inf
 

@@ -36,7 +36,6 @@ from accountants.components.component import DIRECTIONS, Array, Direction
 from accountants.contour_certificate import ContourCertificate, ContourProfile
 from accountants.normal_form import NormalForm
 
-
 _LOOSE = 0.9  # a lower bound below this share of the upper one is compared with single steps
 _MOST_COMPARED = 64  # of them
 
@@ -112,7 +111,7 @@ def _lattice_interval(
     if ceiling == 0:
         return 0.0, 0.0
     certificate = _certificate(bucket, direction, delta)
-    if known > 0 and certificate.is_below(counts, known):
+    if 0 < known < math.inf and certificate.is_below(counts, known):
         return 0.0, 0.0
     upper = certificate.upper(counts, ceiling)
     return certificate.lower(counts, upper), upper

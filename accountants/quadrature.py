@@ -29,8 +29,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from accountants.components.component import Array, Direction
@@ -39,28 +41,39 @@ from accountants.components.sampled_noise import SampledNoise
 _ORDER = 20  # nodes in a panel
 _RHO = 4.0  # of the Bernstein ellipse
 _ALONG, _ACROSS = (_RHO + 1 / _RHO) / 2, (_RHO - 1 / _RHO) / 2  # its half axes, of half a panel
-_PANEL_X, _PANEL_W = np.polynomial.legendre.leggauss(_ORDER)
 MOST_PANELS = 2**16
-ACCURACY = 2e-16  # of the quadrature, relative to M(t)
+ACCURACY = 1e-21  # of the quadrature, relative to M(t)
 _ACCURACY_EXTRA = 1e-9  # relative to M(t + s)
 _PHASE = 10.0  # of the integrand across a panel, at first
 _WIDEST = 1.5  # panel, in units of s^2: keeps the ellipse where |Im u| < pi / 2
+
+
+Precision = Literal["double", "extended"]
+Reals = NDArray[np.floating[Any]]
+TYPES: dict[str, type[np.floating[Any]]] = {"double": np.float64, "extended": np.longdouble}
+PI = "3.14159265358979323846264338327950288"
 
 
 @dataclasses.dataclass(frozen=True)
 class LossNodes:
     """One step's loss as nodes: the sum of e^(log_weight + t loss) is M(t) without what was cut.
 
+    In double or, where the platform has it, in extended precision: all arrays are of one type.
+
     Attributes:
         loss: shape [J].
         log_weight: log of P's weight at each node, shape [J].
+        loss_units: bound on the relative error of each loss, in units of rounding, shape [J].
+        weight_units: bound on the error of each log_weight, likewise.
         log_ratio: log of P's density of outcomes over |dl/dx| at each node, shape [J].
         reach: how much log_ratio + t loss may rise towards the next node, at most reach[0] + t reach[1], shape [2, J].
         cut: P-mass beyond the nodes, both sides.
     """
 
-    loss: Array
-    log_weight: Array
+    loss: Reals
+    log_weight: Reals
+    loss_units: Array
+    weight_units: Array
     log_ratio: Array
     reach: Array
     cut: float
@@ -75,22 +88,36 @@ class LossNodes:
         moments: Array = top + np.log(exponents.sum(axis=1))
         return moments
 
-    def tilted(self, t: float) -> tuple[Array, float]:
+    def tilted(self, t: float) -> tuple[Reals, float]:
         """Weights under the tilt, with sum 1, and log M(t)."""
         exponents = self.log_weight + t * self.loss
-        top = float(exponents.max())
+        top = exponents.max()
         weights = np.exp(exponents - top)
-        total = float(weights.sum())
-        return weights / total, top + math.log(total)
+        total = weights.sum()
+        return weights / total, float(top + np.log(total))
 
     def decay(self, t: float) -> tuple[Array, Array]:
         """(p, variation), shape [panels] each: |M(t + i w)| <= M(t) (1 - p + variation / w), for each of them."""
-        weights, log_mass = self.tilted(t)
-        mass = np.cumsum(weights.reshape(-1, _ORDER).sum(axis=1)[::-1])[::-1]
-        log_ratio = self.log_ratio + t * self.loss - log_mass + self.reach[0] + t * self.reach[1]
+        exact, log_mass = self.tilted(t)
+        weights, loss = exact.astype(np.float64), self.loss.astype(np.float64)
+        mass: Array = np.cumsum(weights.reshape(-1, _ORDER).sum(axis=1)[::-1])[::-1]
+        log_ratio = self.log_ratio + t * loss - log_mass + self.reach[0] + t * self.reach[1]
         highest = np.maximum.accumulate(log_ratio.reshape(-1, _ORDER).max(axis=1)[::-1])[::-1]
         mass[0] = 1.0
         return np.clip(mass - 1e-12, 0.0, 1.0), 4 * np.exp(np.minimum(highest, 600.0))
+
+
+@functools.lru_cache(maxsize=2)
+def _panel(kind: np.dtype[np.floating[Any]]) -> tuple[Reals, Reals]:
+    """Gauss-Legendre nodes and weights on [-1, 1], to the precision of the type."""
+    x = np.polynomial.legendre.leggauss(_ORDER)[0].astype(kind)
+    for _ in range(3):  # Newton, from double precision
+        before, here = np.ones_like(x), x
+        for k in range(2, _ORDER + 1):
+            before, here = here, ((2 * k - 1) * x * here - (k - 1) * before) / k
+        slope = _ORDER * (x * here - before) / (x * x - 1)
+        x = x - here / slope
+    return x, 2 / ((1 - x * x) * slope**2)
 
 
 @functools.lru_cache(maxsize=64)
@@ -102,6 +129,7 @@ def loss_nodes(
     extra: float,
     frequency: float,
     most_panels: int = MOST_PANELS,
+    precision: Precision = "double",
 ) -> LossNodes | None:
     """Nodes good for M(t + i w) at |w| up to `frequency`, and for M(t + s); None if it would take too many.
 
@@ -113,13 +141,15 @@ def loss_nodes(
         extra: s >= 0; M(t + s) is good to 1e-9.
         frequency: greatest |w|, in radians per unit of loss.
         most_panels: of 20 nodes each.
+        precision: of the nodes.
     """
     assert component.noise == "gaussian"
-    step = _Step(component.rate, component.scale, direction)
+    step = _Step(component.rate, component.scale, direction, np.float64)
+    precise = _Step(component.rate, component.scale, direction, TYPES[precision])
     low, high = _range(component, direction, tail_mass)
     phase = _PHASE
     while (edges := step.edges(low, high, tilt + frequency, phase, most_panels)) is not None:
-        nodes = step.nodes(edges)
+        nodes = precise.nodes(edges)
         log_mass, log_mass_extra = nodes.log_moments(np.array([tilt, tilt + extra]))
         error = step.log_quadrature_error(edges, tilt, frequency) - log_mass
         error_extra = step.log_quadrature_error(edges, tilt + extra, 0.0) - log_mass_extra
@@ -145,28 +175,31 @@ class _Step:
     rate: float
     scale: float
     direction: Direction
+    number: type[np.floating[Any]]
 
-    def loss(self, x: Array) -> Array:
+    def loss(self, x: Reals) -> Reals:
         """l(x) without cancellation where q e^u is small."""
-        u = self._exponent(x)
-        near = np.minimum(u, 30.0)
-        log_present = math.log(self.rate) + u
-        with np.errstate(over="ignore"):
-            small = np.log1p(self.rate * np.expm1(near))
-        log_absent = math.log1p(-self.rate) if self.rate < 1 else -math.inf
-        return np.where(u < 30.0, small, np.logaddexp(log_absent, log_present))
+        u, rate = self._exponent(x), self.number(self.rate)
+        log_absent = np.log1p(-rate) if self.rate < 1 else self.number(-math.inf)
+        small = np.log1p(rate * np.expm1(np.minimum(u, 30)))
+        loss: Reals = np.where(u < 30, small, np.logaddexp(log_absent, np.log(rate) + u))
+        return loss
 
-    def _exponent(self, x: Array) -> Array:
-        return (2 * x - 1) / (2 * self.scale**2)
+    def _exponent(self, x: Reals) -> Reals:
+        exponent: Reals = (2 * x - 1) / (2 * self.number(self.scale) ** 2)
+        return exponent
 
-    def _log_present(self, x: Array) -> Array:
+    def _log_present(self, x: Reals) -> Reals:
         """log of q e^u / (1 - q + q e^u)."""
-        return math.log(self.rate) + self._exponent(x) - self.loss(x)
+        log_present: Reals = np.log(self.number(self.rate)) + self._exponent(x) - self.loss(x)
+        return log_present
 
-    def _log_density(self, x: Array) -> Array:
+    def _log_density(self, x: Reals) -> Reals:
         """P's."""
-        log_phi = -x * x / (2 * self.scale**2) - math.log(self.scale * math.sqrt(2 * math.pi))
-        return log_phi + self.loss(x) if self.direction == "remove" else log_phi
+        scale = self.number(self.scale)
+        log_phi = -x * x / (2 * scale**2) - np.log(scale * np.sqrt(2 * self.number(PI)))
+        log_density: Reals = log_phi + self.loss(x) if self.direction == "remove" else log_phi
+        return log_density
 
     def edges(self, low: float, high: float, power: float, phase: float, most_panels: int) -> Array | None:
         """Ends of panels, shorter where the integrand turns faster; None if there would be too many."""
@@ -204,13 +237,18 @@ class _Step:
 
     def nodes(self, edges: Array) -> LossNodes:
         """Gauss-Legendre nodes of all panels."""
-        half = np.diff(edges)[:, None] / 2
-        x = (edges[:-1, None] + half * (1 + _PANEL_X)).ravel()
+        panel_x, panel_w = _panel(np.dtype(self.number))
+        half = np.diff(edges.astype(self.number))[:, None] / 2
+        x = (edges[:-1, None] + half * (1 + panel_x)).ravel()
         loss = self.loss(x)
         log_density = self._log_density(x)
-        log_weight = log_density + np.log((half * _PANEL_W).ravel())
+        log_width = np.log((half * panel_w).ravel())
         square = self.scale**2
         log_slope = self._log_present(x) - math.log(square)
+        exponent = np.abs(self._exponent(x)).astype(np.float64)
+        loss_units = 8 + 2 * exponent  # log1p(q expm1(u)): the exponent's rounding, seen through e^u
+        weight_units = 8 + 4 * (x * x / (2 * square) - log_width).astype(np.float64) + loss_units * np.abs(loss)
+        x = x.astype(np.float64)
         # Between nodes a function rises above both by at most gap^2 / 8 times its curvature downwards, which is at
         # most 1 / s^2 here (adding: + t / (4 s^4)); at the ends of the range, by its slope.
         gap = np.maximum(np.diff(x, append=edges[-1]), np.diff(x, prepend=edges[0]))
@@ -219,7 +257,10 @@ class _Step:
             reach[:, end] += abs(x[end] - outermost) / square * np.array([abs(outermost) + 3, 1.0])
         low, high = float(edges[0]), float(edges[-1])
         sign = 1.0 if self.direction == "remove" else -1.0
-        return LossNodes(sign * loss, log_weight, log_density - log_slope, reach, self._cut(low, high))
+        log_ratio = (log_density - log_slope).astype(np.float64)
+        log_weight = log_density + log_width
+        cut = self._cut(low, high)
+        return LossNodes(sign * loss, log_weight, loss_units, weight_units.astype(np.float64), log_ratio, reach, cut)
 
     def _cut(self, low: float, high: float) -> float:
         absent = special.ndtr(low / self.scale) + special.ndtr(-high / self.scale)

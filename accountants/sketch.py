@@ -31,7 +31,7 @@ class Sketch:
         self._parts: list[tuple[int, Array, Array]] = []
         for group in _groups(parts):
             pair = group[len(group) // 2][0]
-            reach = max(map(abs, pair.tails(tail_mass)))
+            reach = max(map(abs, pair.tails(tail_mass))) or 1.0
             law = dominating(pair, reach * _RESOLUTION, (0.0, 0.0), tail_mass)
             self._parts.append((sum(count for _, count in group), law.losses, np.log(law.mass)))
 

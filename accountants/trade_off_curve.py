@@ -50,9 +50,7 @@ def trade_off(
     return spent_by(event, accountant=accountant, relation=relation).trade_off(alpha)
 
 
-def spent_by(
-    event: Event, *, accountant: AccountantName | str, relation: NeighboringRelation | str
-) -> Accountant:
+def spent_by(event: Event, *, accountant: AccountantName | str, relation: NeighboringRelation | str) -> Accountant:
     """An accountant that composed `event` and nothing else; shared between calls, not to be composed further.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 
 import numpy as np
@@ -33,18 +34,58 @@ PLANS = {
 SAFER = {"noise_multiplier": 1.3, "sample_rate": 0.7, "steps": 0.7, "delta": 2.0}
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.fixed_dictionaries(PLANS), st.sampled_from(sorted(SAFER)))
-def test_a_safer_plan_never_spends_more(plan: dict, name: str) -> None:
+def check_monotone(plan: dict, name: str, factor: float) -> None:
     safer = dict(plan)
-    safer[name] = plan[name] * SAFER[name]
+    safer[name] = plan[name] * factor
     if name == "steps":
         safer[name] = int(safer[name])
     if name == "sample_rate":
         safer[name] = min(safer[name], 1.0)
-    # The interval's width is the only licence: the safer plan's lower bound is under the riskier plan's upper.
-    assert accountants.interval(**safer).lower <= accountants.interval(**plan).upper
+    low, high = accountants.interval(**safer)
+    risky_low, risky_high = accountants.interval(**plan)
+    # The intervals' widths are the only licence.
+    assert low <= risky_high
+    assert high <= risky_high + (high - low) + 1e-12
+    assert low <= risky_low + (risky_high - risky_low) + 1e-12
     assert accountants.epsilon(**safer, accountant="rdp") <= accountants.epsilon(**plan, accountant="rdp") * (1 + 1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.fixed_dictionaries(PLANS), st.sampled_from(sorted(SAFER)))
+def test_a_safer_plan_never_spends_more(plan: dict, name: str) -> None:
+    check_monotone(plan, name, SAFER[name])
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {
+            "noise_multiplier": st.floats(-0.7, 2.0).map(lambda exponent: 10.0**exponent),
+            "sample_rate": st.floats(-6, 0).map(lambda exponent: 10.0**exponent),
+            "steps": st.integers(1, 100_000),
+            "delta": st.floats(-14, -2.5).map(lambda exponent: 10.0**exponent),
+        }
+    ),
+    st.sampled_from(sorted(SAFER)),
+    st.floats(0.0, 1.0),
+)
+def test_a_safer_plan_never_spends_more_anywhere(plan: dict, name: str, share: float) -> None:
+    check_monotone(plan, name, SAFER[name] ** share)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sigma", [1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3])
+@pytest.mark.parametrize("rate", [1e-7, 1e-4, 0.03, 1.0])
+def test_the_whole_range_is_answered_in_two_seconds(sigma: float, rate: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for steps in (1, 3, 1000, 10**5, 10**7):
+            for delta in (1e-3, 1e-9, 1e-15):
+                start = time.process_time()
+                low, high = accountants.interval(noise_multiplier=sigma, sample_rate=rate, steps=steps, delta=delta)
+                assert 0 <= low <= high < math.inf
+                assert time.process_time() - start < 2
 
 
 @settings(max_examples=40, deadline=None)
