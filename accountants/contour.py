@@ -40,7 +40,7 @@ MOST_FREQUENCIES = 2**17
 _UNIT = 2.0**-53
 _NEGLIGIBLE = -46.0  # log of a frequency's weight that is bounded, not summed
 _NEAR_TERMS = 22
-_LEAST_SQUARE = 1e-300  # of a modulus
+_LEAST_MODULUS = 1e-300
 _TERMS = {np.dtype(np.float64): 22, np.dtype(np.longdouble): 26}  # (pi / 2)^22 / 22! < 2e-17, ^26 / 26! < 4e-22
 _OVERSAMPLING = 2
 _TRIALS = np.geomspace(1e-2, 1e12, 141)  # last frequencies to try
@@ -115,8 +115,9 @@ class StepTransform:
         if far_mass > 0:
             gained += _fourier(weights[~near], loss[~near], line) - far_mass
         log_transform = np.empty_like(gained)
-        squared = np.maximum(2 * gained.real + np.abs(gained) ** 2, -1 + _LEAST_SQUARE)
-        log_transform.real = 0.5 * np.log1p(squared)
+        squared = 2 * gained.real + np.abs(gained) ** 2
+        modulus = np.maximum(np.abs(1 + gained), _LEAST_MODULUS)
+        log_transform.real = np.where(squared > -0.5, 0.5 * np.log1p(np.maximum(squared, -0.5)), np.log(modulus))
         log_transform.imag = np.unwrap(np.arctan2(gained.imag, 1 + gained.real))  # counts may be fractions
 
         # Each weight is good to some units of the exponent that it was made from, each loss likewise.
@@ -251,7 +252,7 @@ class ContourSum(PeriodicSum):
             width=line.width,
             log_mass=log_mass,
             log_mass_extra=log_mass_extra,
-            infinite=-math.expm1(log_kept),
+            infinite=-math.expm1(log_kept) if upper else 0.0,
             error=float(np.dot(size, sensitivity)) + dropped + beyond + arithmetic,
             rounding=abs(float(mean)) * 1e-3,
             scale=math.expm1(min(scale_rounding, 600.0)),

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 from scipy import optimize
 
 from accountants.components.component import DIRECTIONS, Component, LossPair
 
 _ROUNDING = 1e-14  # relative, of each of the two masses
 _LARGEST_EPSILON = 1e9
-_LEAST_MASS = 1e-290  # below this a mass has lost digits
 
 
 def delta_bounds(component: Component, epsilon: float) -> tuple[float, float]:
@@ -46,14 +44,14 @@ def epsilon_bounds(component: Component, delta: float) -> tuple[float, float]:
 
 
 def _directed(pair: LossPair, epsilon: float) -> tuple[float, float]:
-    p, q = (float(mass[0]) for mass in pair.cells(np.array([epsilon, np.inf])))
-    if p == 0:
+    log_p, least, most = pair.log_tail(epsilon)
+    if log_p == -math.inf:
         return 0.0, 0.0
-    if q < _LEAST_MASS:
-        return 0.0, min(1.0, p * (1 + _ROUNDING))
-    scaled = math.exp(math.log(q) + epsilon)
-    slack = _ROUNDING * (1 + epsilon) * (p + scaled)
-    return max(0.0, p - scaled - slack), min(1.0, max(0.0, p - scaled) + slack)
+    p = math.exp(min(log_p, 0.0))
+    # P (1 - e^(eps + log Q - log P)), where P is at least e^eps Q up to rounding.
+    low, high = (p * -math.expm1(min(epsilon + log_q - log_p, 0.0)) for log_q in (most, least))
+    slack = _ROUNDING * (1 + epsilon + abs(log_p)) * p
+    return max(0.0, low - slack), min(1.0, high + slack)
 
 
 def _crossing(bound: Callable[[float], float], delta: float, top: float, *, upper: bool) -> float:

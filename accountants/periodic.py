@@ -26,6 +26,7 @@ import numpy as np
 from scipy import optimize
 
 _EPSILON_ROUNDING = 1e-12  # relative, of a root
+_SURE = 1e-12  # relative, of a mass that counts from below
 
 
 class PeriodicSum(abc.ABC):
@@ -37,11 +38,11 @@ class PeriodicSum(abc.ABC):
         width: W, in units of loss.
         log_mass: log M(t)^T.
         log_mass_extra: log M(t + s)^T.
-        infinite: probability that the loss is infinite, or was cut off and counts as such.
+        infinite: probability that the loss is infinite; from above, also that it was cut off.
         error: bound on the error of `_normalised`, in the same unit.
         rounding: absolute, of a loss.
         scale: relative error of M(t)^T, not in `error`.
-        upper: whether to bound from above, or from below (where `infinite` counts for nothing).
+        upper: whether to bound from above or from below.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class PeriodicSum(abc.ABC):
             log_scale += self._log_scale_error
             value = log_scale + math.log(max(tilted, 0.0) + self._error)
             return value if self._infinite == 0 else float(np.logaddexp(value, math.log(self._infinite)))
+        certain = math.log(self._infinite) - _SURE if self._infinite > 0 else -math.inf
         if tilted <= self._error:
-            return -math.inf
+            return certain
         value = log_scale - self._log_scale_error + math.log(tilted - self._error)
         lost = self._wrapped(epsilon) - value
-        return value + math.log(-math.expm1(lost)) if lost < 0 else -math.inf
+        return float(np.logaddexp(value + math.log(-math.expm1(lost)), certain)) if lost < 0 else certain
 
     def _wrapped(self, epsilon: float) -> float:
         """log of the bound on S(epsilon) - delta(epsilon)."""

@@ -25,25 +25,47 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from accountants import arguments, gaussian, one_step, rdp_accountant
+from accountants import arguments, gaussian, one_step, prv_package, rdp_accountant
 from accountants.accountant import Accountant, Interval
 from accountants.certificate import Certificate, is_separable, log_delta_interval
 from accountants.components.component import DIRECTIONS, Array, Direction
 from accountants.contour_certificate import ContourCertificate, ContourProfile
+from accountants.errors import ParameterError
 from accountants.normal_form import NormalForm
+from accountants.relation import NeighboringRelation
 
 _LOOSE = 0.9  # a lower bound below this share of the upper one is compared with single steps
 _MOST_COMPARED = 64  # of them
 
 
 class PRVAccountant(Accountant):
-    """Certified bounds on the tight epsilon and delta; see the module for what the certificate covers."""
+    """Certified bounds on the tight epsilon and delta; see the module for what the certificate covers.
+
+    Args:
+        relation: the neighbouring relation of every answer.
+        engine: "certified", or "prv-accountant" for the package of that name, as a cross-check (`prv_package` says
+            what it cannot do; that is refused).
+    """
+
+    def __init__(
+        self,
+        *,
+        relation: NeighboringRelation | str = NeighboringRelation.ADD_OR_REMOVE,
+        engine: Literal["certified", "prv-accountant"] = "certified",
+    ) -> None:
+        super().__init__(relation=relation)
+        if engine not in ("certified", "prv-accountant"):
+            raise ParameterError(f"engine must be 'certified' or 'prv-accountant', got {engine!r}.")
+        self._engine = engine
 
     def _epsilon_interval(self, form: NormalForm, delta: float) -> Interval:
+        if self._engine == "prv-accountant":
+            return prv_package.epsilon_interval(form, delta)
         mu = form.gaussian_mu
         if mu is not None:
             return Interval(*gaussian.epsilon_bounds(mu, delta))
@@ -68,6 +90,8 @@ class PRVAccountant(Accountant):
         return Interval(min(lower, upper), upper)
 
     def _delta_interval(self, form: NormalForm, epsilon: float) -> Interval:
+        if self._engine == "prv-accountant":
+            return prv_package.delta_interval(form, epsilon)
         mu = form.gaussian_mu
         if mu is not None:
             return Interval(*gaussian.delta_bounds(mu, epsilon))
@@ -81,7 +105,13 @@ class PRVAccountant(Accountant):
         """As for every accountant; neighbouring epsilons share their transforms."""
         checked = [arguments.epsilon(epsilon) for epsilon in np.asarray(epsilons).ravel()]
         form = self._normal_form()
-        if form.unbounded or form.gaussian_mu is not None or not form.has_pairs or form.is_one_step:
+        if (
+            self._engine == "prv-accountant"
+            or form.unbounded
+            or form.gaussian_mu is not None
+            or not form.has_pairs
+            or form.is_one_step
+        ):
             return super().delta_curve(checked)
         order = np.argsort(checked)
         curve = np.empty(len(checked))

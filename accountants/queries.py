@@ -5,7 +5,8 @@ Every argument is by keyword. `epsilon` and `delta` are upper bounds; `interval`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,9 +20,16 @@ from accountants.gdp_accountant import GDPAccountant
 from accountants.prv_accountant import PRVAccountant
 from accountants.rdp_accountant import RDPAccountant
 from accountants.relation import NeighboringRelation
+from accountants.zcdp_accountant import ZCDPAccountant
 
-AccountantName = Literal["prv", "rdp", "gdp"]
-_ACCOUNTANTS: dict[str, type[Accountant]] = {"prv": PRVAccountant, "rdp": RDPAccountant, "gdp": GDPAccountant}
+AccountantName = Literal["prv", "rdp", "zcdp", "gdp", "prv-accountant"]
+_ACCOUNTANTS: dict[str, Callable[..., Accountant]] = {
+    "prv": PRVAccountant,
+    "rdp": RDPAccountant,
+    "zcdp": ZCDPAccountant,
+    "gdp": GDPAccountant,
+    "prv-accountant": functools.partial(PRVAccountant, engine="prv-accountant"),
+}
 assert set(_ACCOUNTANTS) == set(get_args(AccountantName))
 
 _ADD_OR_REMOVE = NeighboringRelation.ADD_OR_REMOVE
@@ -62,7 +70,8 @@ def interval(
         sample_rate: probability that an example is in a batch (Poisson sampling), in [0, 1].
         steps: noisy steps taken, an int >= 0.
         delta: in (0, 1).
-        accountant: "prv" (certified, tight), "rdp" (fast, lower bound 0) or "gdp" (exact, sample_rate 1 only).
+        accountant: "prv" (certified, tight), "rdp" (lower bound 0), "zcdp" (lower bound 0, sample_rate 1 only),
+            "gdp" (exact, sample_rate 1 only) or "prv-accountant" (the package of that name, for cross-checks).
         relation: the neighbouring relation.
 
     Returns:
@@ -141,4 +150,4 @@ def epsilon_curve(
 def _epsilon_after(
     step: Event, count: int, delta: float, accountant: str, relation: NeighboringRelation | str
 ) -> float:
-    return new_accountant(accountant, relation=relation).compose(step, count).epsilon(delta)
+    return new_accountant(accountant, relation=relation).compose(step, count).interval(delta).upper

@@ -61,14 +61,14 @@ def noise_multiplier(
     rate, delta = arguments.sample_rate(sample_rate), arguments.delta(delta)
 
     def spent(name: str, sigma: float) -> float:
-        return queries.epsilon(
+        return queries.interval(
             noise_multiplier=sigma, sample_rate=rate, steps=count, delta=delta, accountant=name, relation=relation
-        )
+        ).upper
 
     if count == 0 or rate == 0:
         spent(accountant, 1.0)  # refuses an unknown accountant or relation all the same
         return 0.0
-    start = rate * math.sqrt(2 * count * math.log(1.25 / delta)) / max(budget, 1e-6)
+    start = max(rate * math.sqrt(2 * count * math.log(1.25 / delta)) / max(budget, 1e-6), 0.5)
     if accountant != "gdp" and spent("rdp", MOST_NOISE) <= budget:
         start = _least(functools.partial(spent, "rdp"), budget, start, LEAST_NOISE, MOST_NOISE, 3e-2)
     elif (most := spent(accountant, MOST_NOISE)) > budget:
@@ -109,9 +109,9 @@ def sample_rate(
     sigma = arguments.noise_scale("noise_multiplier", noise_multiplier)
 
     def spent(name: str, rate: float) -> float:
-        return queries.epsilon(
+        return queries.interval(
             noise_multiplier=sigma, sample_rate=rate, steps=count, delta=delta, accountant=name, relation=relation
-        )
+        ).upper
 
     if spent(accountant, 1.0) <= budget:
         return 1.0
@@ -191,7 +191,7 @@ def steps(
     budget, delta = arguments.epsilon(epsilon), arguments.delta(delta)
 
     def within(name: str, count: int) -> bool:
-        spent = queries.epsilon(
+        spent = queries.interval(
             noise_multiplier=noise_multiplier,
             sample_rate=sample_rate,
             steps=count,
@@ -199,7 +199,7 @@ def steps(
             accountant=name,
             relation=relation,
         )
-        return spent <= budget
+        return spent.upper <= budget
 
     if not within(accountant, 1):
         return 0

@@ -11,6 +11,7 @@ treats neighbours alike (replacement) gives both directions the same pair.
 from __future__ import annotations
 
 import abc
+import math
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 Direction = Literal["remove", "add"]
 DIRECTIONS: tuple[Direction, Direction] = ("remove", "add")
 Array = NDArray[np.float64]
+LEAST_MASS = 1e-290  # below this a mass has lost digits
 
 
 class LossPair(abc.ABC):
@@ -50,6 +52,14 @@ class LossPair(abc.ABC):
             of the support belong to the cells that touch them from inside. P's mass at infinite loss is in the last
             cell if its upper level is infinite.
         """
+
+    def log_tail(self, loss: float) -> tuple[float, float, float]:
+        """(log P, lower and upper bound on log Q) of the mass above a loss, -inf for none."""
+        p, q = (float(mass[0]) for mass in self.cells(np.array([loss, np.inf])))
+        log_p = math.log(p) if p > 0 else -math.inf
+        if q < LEAST_MASS:
+            return log_p, -math.inf, math.log(LEAST_MASS)
+        return log_p, math.log(q), math.log(q)
 
 
 class Component(abc.ABC):

@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from accountants.components import sampled_noise_moments
+from accountants.components import shift_mixture_moments
 from accountants.components.component import Array, Component, Direction, LossPair
+from accountants.components.shift_mixture_law import Mixture
 
 Noise = Literal["gaussian", "laplace"]
 
@@ -43,8 +44,12 @@ class SampledNoise(Component):
         return SampledNoisePair(self, direction)
 
     def log_moments(self, direction: Direction, t: Array) -> Array:
-        """By quadrature, relative error about 1e-10, rounded up."""
-        return sampled_noise_moments.log_moments(self.noise, self.scale, self.rate, direction, t)
+        """Closed form without sampling, else by quadrature (`shift_mixture_moments`), rounded up."""
+        if self.is_plain_gaussian:
+            return t * (t + 1) / 2 / self.scale / self.scale * (1 + shift_mixture_moments.SLACK)
+        present = ((1.0, self.rate),) if self.rate == 1 else ((0.0, 1 - self.rate), (1.0, self.rate))
+        mixture = Mixture.of(self.noise, self.scale, present, ((0.0, 1.0),))
+        return shift_mixture_moments.log_moments(mixture if direction == "remove" else mixture.mirrored(), t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,20 @@ class SampledNoisePair(LossPair):
         if self.direction == "remove":
             return _loss(q, scale, -deviations * scale), _loss(q, scale, 1 + deviations * scale)
         return -_loss(q, scale, deviations * scale), -_loss(q, scale, -deviations * scale)
+
+    def log_tail(self, loss: float) -> tuple[float, float, float]:
+        """In log space for Gaussian noise, where masses underflow long before they stop to matter."""
+        if self.has_atoms:
+            return super().log_tail(loss)
+        q, scale = self.component.rate, self.component.scale
+        sign = 1.0 if self.direction == "remove" else -1.0
+        z = scale * float(_unsampled_loss(q, np.array([sign * loss]))[0]) + 0.5 / scale
+        log_absent = float(special.log_ndtr(-sign * z))
+        log_present = float(special.log_ndtr(-sign * (z - 1 / scale)))
+        if q < 1:
+            log_present = float(np.logaddexp(math.log1p(-q) + log_absent, math.log(q) + log_present))
+        log_p, log_q = (log_present, log_absent) if self.direction == "remove" else (log_absent, log_present)
+        return log_p, log_q, log_q
 
     def cells(self, levels: Array) -> tuple[Array, Array]:
         """Half-open cells: (low, high] for removing, [low, high) for adding."""

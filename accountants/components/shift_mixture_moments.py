@@ -36,10 +36,11 @@ SLACK = 1e-10  # relative: added to every moment, above the sum's error (tests/a
 _AGREED = 2e-11  # relative: two steps of the trapezoid rule that differ by less have converged
 _TAIL = 12.0  # standard deviations kept each side: what is cut weighs exp(-72)
 _LOG_TAIL = 80.0  # the same for Skellam noise: log of the greatest term over that at the end
+_FEW_NODES = 400  # before halving
 _MOST_NODES = 2**17  # of one sum; beyond, a simple bound stands in
 _SMALL = 0.03  # below it, series replace differences
 _LEAST_MOMENT = 1e-5  # below it, first orders in t cancel: the chord of the convex moments stands in
-_LOG_OVERFLOW = 700.0
+_LOG_OVERFLOW = 690.0  # of a term: sums of 131072 of them are still finite
 _PANEL_X, _PANEL_W = np.polynomial.legendre.leggauss(16)
 
 
@@ -82,20 +83,20 @@ class _Nodes:
 
     def log_moments(self, t: Array) -> Array:
         """log(1 + E g) for each t, shape [M]."""
-        moments = [self._log_moment(float(value)) for value in np.maximum(t, _LEAST_MOMENT)]
-        bounds: Array = np.minimum(t / _LEAST_MOMENT, 1.0) * np.array(moments)
-        return bounds
-
-    def _log_moment(self, t: float) -> float:
-        exponent = (1 + t) * self._present - t * self._absent
-        log_terms = self._log_weight + exponent
-        if log_terms.max() > _LOG_OVERFLOW:
-            return float(special.logsumexp(log_terms))
-        terms = np.exp(log_terms) - self._weight * (1 + exponent)
+        order = np.maximum(t, _LEAST_MOMENT)
+        exponent = np.multiply.outer(1 + order, self._present)
+        exponent -= np.multiply.outer(order, self._absent)
+        log_terms = exponent + self._log_weight
+        over = log_terms.max(axis=1) > _LOG_OVERFLOW
+        terms = np.exp(np.minimum(log_terms, _LOG_OVERFLOW)) - self._weight * (1 + exponent)
         near = np.abs(exponent) < _SMALL
-        terms[near] = self._weight[near] * exp_remainder(exponent[near])
-        excess = math.fsum((float(terms.sum()), (1 + t) * self._first_present, -t * self._first_absent))
-        return math.log1p(max(excess, 0.0))
+        terms[near] = np.broadcast_to(self._weight, near.shape)[near] * exp_remainder(exponent[near])
+        excess = terms.sum(axis=1) + (1 + order) * self._first_present - order * self._first_absent
+        moments = np.log1p(np.maximum(excess, 0.0))
+        if over.any():
+            moments[over] = special.logsumexp(log_terms[over], axis=1)
+        bounds: Array = np.minimum(t / _LEAST_MOMENT, 1.0) * moments
+        return bounds
 
     @staticmethod
     def _relative(mixture: Mixture, law: Weighted, x: Array) -> tuple[Array, Array]:
@@ -128,9 +129,24 @@ def _bound(mixture: Mixture, t: Array) -> Array:
     return np.minimum(by_support, by_convexity)
 
 
-@functools.lru_cache(maxsize=64)
 def _nodes(mixture: Mixture, largest: float) -> _Nodes | None:
     """Nodes for moments up to `largest`; None if they would be too many."""
+    low, high = _range(mixture, largest)
+    few = (high - low) / _first_step(mixture) < _FEW_NODES
+    return _few_nodes(mixture, largest) if few else _many_nodes(mixture, largest)
+
+
+@functools.lru_cache(maxsize=4096)  # at most about 50 kB each
+def _few_nodes(mixture: Mixture, largest: float) -> _Nodes | None:
+    return _new_nodes(mixture, largest)
+
+
+@functools.lru_cache(maxsize=32)  # at most 4 MB each
+def _many_nodes(mixture: Mixture, largest: float) -> _Nodes | None:
+    return _new_nodes(mixture, largest)
+
+
+def _new_nodes(mixture: Mixture, largest: float) -> _Nodes | None:
     if mixture.noise == "laplace":
         return _laplace_nodes(mixture, largest)
     low, high = _range(mixture, largest)
