@@ -12,9 +12,9 @@ from accountants import arguments
 from accountants.components.component import Array
 from accountants.errors import ParameterError
 from accountants.events import Composed, Event, Repeated
-from accountants.normal_form import NormalForm, normal_form
+from accountants.meaning.supporting_lines import LEAST_DELTA, SupportingLines, gaussian_trade_off
+from accountants.reduction.normal_form import NormalForm, normal_form
 from accountants.relation import NeighboringRelation
-from accountants.supporting_lines import LEAST_DELTA, SupportingLines, gaussian_trade_off
 
 
 class Interval(NamedTuple):

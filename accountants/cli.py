@@ -19,11 +19,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from accountants import curve_command, explain_command, plan_options, queries, solvers
-from accountants.answer import Answer, aligned
+from accountants import queries, solvers
+from accountants.commands import curve_command, explain_command, plan_options
+from accountants.commands.answer import Answer, aligned
+from accountants.commands.rounding import bounds, rounded_up
 from accountants.errors import PrivacyError
 from accountants.relation import NeighboringRelation
-from accountants.rounding import bounds, rounded_up
 
 _EXAMPLES = {
     "epsilon": "--noise-multiplier 1.1 --batch-size 256 --dataset-size 60000 --epochs 60 --delta 1e-5",

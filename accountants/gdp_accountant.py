@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import math
 
-from accountants import arguments, gaussian
+from accountants import arguments
 from accountants.accountant import Accountant, Interval
 from accountants.components.sampled_noise import SampledNoise
+from accountants.engines import gaussian
 from accountants.errors import UnsupportedEventError
 from accountants.estimate import Estimate
-from accountants.normal_form import NormalForm
+from accountants.reduction.normal_form import NormalForm
 
 
 class GDPAccountant(Accountant):

@@ -30,13 +30,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from accountants import arguments, gaussian, one_step, prv_package, rdp_accountant
+from accountants import arguments, rdp_accountant
 from accountants.accountant import Accountant, Interval
-from accountants.certificate import Certificate, is_separable, log_delta_interval
 from accountants.components.component import DIRECTIONS, Array, Direction
-from accountants.contour_certificate import ContourCertificate, ContourProfile
+from accountants.engines import gaussian, one_step, prv_package
+from accountants.engines.certificate import Certificate, is_separable, log_delta_interval
+from accountants.engines.contour_certificate import ContourCertificate, ContourProfile
 from accountants.errors import ParameterError
-from accountants.normal_form import NormalForm
+from accountants.reduction.normal_form import NormalForm
 from accountants.relation import NeighboringRelation
 
 _LOOSE = 0.9  # a lower bound below this share of the upper one is compared with single steps

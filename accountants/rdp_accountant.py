@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from accountants.accountant import Accountant, Interval
-from accountants.best_moment import best_moment
 from accountants.components.component import DIRECTIONS, Array, Direction
+from accountants.engines.best_moment import best_moment
 from accountants.errors import ParameterError
 from accountants.events import Event
-from accountants.normal_form import NormalForm, normal_form
+from accountants.reduction.normal_form import NormalForm, normal_form
 from accountants.relation import NeighboringRelation
 
 ROUNDING = 1e-13  # relative, on top of the moments' own slack

@@ -118,7 +118,7 @@ def sample_rate(
     if sigma == 0 or (least := spent(accountant, LEAST_RATE)) > budget:
         raise ParameterError(
             f"epsilon {budget!r} is out of reach: sample_rate {LEAST_RATE:g} at noise_multiplier {sigma!r} still "
-            f"spends {math.inf if sigma == 0 else least:.3g}. Add noise, take fewer steps, or a larger delta or epsilon."
+            f"spends {math.inf if sigma == 0 else least:.3g}. Add noise, or take fewer steps."
         )
     start = budget * sigma / math.sqrt(2 * count * math.log(1.25 / delta))
     start = 1 / _least(lambda inverse: spent("rdp", 1 / inverse), budget, 1 / start, 1.0, 1 / LEAST_RATE, 1e-2)

@@ -39,7 +39,7 @@ from accountants.components.moments_only import Concentrated
 from accountants.components.sampled_noise import SampledNoise
 from accountants.components.shift_mixture import ShiftMixture
 from accountants.errors import ParameterError, UnsupportedEventError
-from accountants.normal_form import NormalForm
+from accountants.reduction.normal_form import NormalForm
 
 _ROUNDING = 1e-13  # relative; the formulas are a handful of operations
 _LARGEST = 1e100  # of rho and xi: beyond, nothing is private and squares leave the range of a double

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accountants.components.component import LossPair
-from accountants.lattice import LatticeLaw, dominated, dominating
+from accountants.engines.lattice import LatticeLaw, dominated, dominating
 
 Array = NDArray[np.float64]
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from scipy import special
 
-from accountants import PRVAccountant, RDPAccountant, one_step
+from accountants import PRVAccountant, RDPAccountant
 from accountants.components.allocation import Allocation
 from accountants.components.allocation_law import ratio_law
 from accountants.components.component import DIRECTIONS
 from accountants.components.sampled_noise import SampledNoise
+from accountants.engines import one_step
 from accountants.events import BallsInBins, Gaussian, Group, PoissonSampled, Shuffled
 from tests.accountants.hockey_stick import check_pair, delta, divergence, gaussian_mixture
 

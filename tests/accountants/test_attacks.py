@@ -10,7 +10,7 @@ import pytest
 from scipy import integrate, stats
 
 from accountants import Gaussian, Laplace, ParameterError, PoissonSampled, UnsupportedEventError, dpsgd
-from accountants.attacks import (
+from accountants.meaning.attacks import (
     advantage,
     bayes_accuracy,
     positive_predictive_value,

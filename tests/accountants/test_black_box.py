@@ -8,18 +8,18 @@ import mpmath
 import numpy as np
 import pytest
 
-from accountants import one_step
-from accountants.additive import Neighbours
 from accountants.components.component import DIRECTIONS, Component
 from accountants.components.sampled_noise import SampledNoise
 from accountants.components.selected import Selected
-from accountants.discrete_reduction import DiscreteEvent, component_of
+from accountants.engines import one_step
 from accountants.errors import ParameterError, UnsupportedEventError
 from accountants.events import Event, Gaussian
 from accountants.events.black_box import ZCDP, EpsilonDelta
 from accountants.events.tuning import RepeatAndSelect
-from accountants.normal_form import NormalForm
 from accountants.prv_accountant import PRVAccountant
+from accountants.reduction.additive import Neighbours
+from accountants.reduction.discrete_reduction import DiscreteEvent, component_of
+from accountants.reduction.normal_form import NormalForm
 from accountants.relation import NeighboringRelation
 from accountants.tuning import Repetitions
 

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 import accountants
-from accountants import cli, rounding
+from accountants import cli
+from accountants.commands import rounding
 
 PLAN = ["--noise-multiplier", "1.1", "--delta", "1e-5"]
 SIZES = ["--batch-size", "256", "--dataset-size", "60000"]

@@ -9,8 +9,8 @@ import pytest
 from scipy import optimize, stats
 
 from accountants import Gaussian, Laplace, ParameterError, PoissonSampled, dpsgd
-from accountants.attacks import tpr_at_fpr
-from accountants.comparison import compare
+from accountants.meaning.attacks import tpr_at_fpr
+from accountants.meaning.comparison import compare
 
 
 def gaussian(sigma: float, epsilon: np.ndarray | float) -> np.ndarray:

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from accountants import Composed, Gaussian, PoissonSampled, rdp_accountant
-from accountants.certificate import Certificate
 from accountants.components.component import DIRECTIONS, Direction
 from accountants.components.sampled_noise import SampledNoise
-from accountants.contour import ContourSum, Line, StepTransform
-from accountants.contour_certificate import ContourCertificate, ContourProfile
-from accountants.contour_laws import ContourLaws, place_line, sampled_gaussians, survey
-from accountants.normal_form import NormalForm, normal_form
-from accountants.quadrature import LossNodes, loss_nodes
+from accountants.engines.certificate import Certificate
+from accountants.engines.contour import ContourSum, Line, StepTransform
+from accountants.engines.contour_certificate import ContourCertificate, ContourProfile
+from accountants.engines.contour_laws import ContourLaws, place_line, sampled_gaussians, survey
+from accountants.engines.quadrature import LossNodes, loss_nodes
+from accountants.engines.thinning import thinned
+from accountants.reduction.normal_form import NormalForm, normal_form
 from accountants.relation import NeighboringRelation
-from accountants.thinning import thinned
 
 TAIL = 1e-20
 CASES = [(0.01, 1.0), (1e-5, 1.0), (1e-5, 0.3), (0.5, 10.0), (0.1, 0.3), (1e-3, 30.0), (0.9, 5.0), (1.0, 2.0)]

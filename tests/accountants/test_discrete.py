@@ -9,17 +9,17 @@ import mpmath
 import numpy as np
 import pytest
 
-from accountants import one_step
-from accountants.additive import Neighbours
 from accountants.components.component import DIRECTIONS, Component
 from accountants.components.finite import FiniteOutcomes, Outcome
-from accountants.discrete_reduction import DiscreteEvent, component_of, location_of
+from accountants.engines import one_step
+from accountants.engines.lattice import dominated, dominating
 from accountants.errors import ParameterError, UnsupportedEventError
 from accountants.events import Event
 from accountants.events.noise import DiscreteGaussian, RandomizedResponse, Skellam, SkellamVector
-from accountants.lattice import dominated, dominating
-from accountants.normal_form import NormalForm
 from accountants.prv_accountant import PRVAccountant
+from accountants.reduction.additive import Neighbours
+from accountants.reduction.discrete_reduction import DiscreteEvent, component_of, location_of
+from accountants.reduction.normal_form import NormalForm
 from accountants.relation import NeighboringRelation
 from tests.accountants.test_lattice import curve, truth
 

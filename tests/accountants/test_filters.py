@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accountants import Gaussian, Laplace, ParameterError, PoissonSampled, RDPAccountant, UnsupportedEventError
-from accountants.filters import PrivacyFilter, order_for_budget
-from accountants.gaussian import epsilon_bounds
+from accountants.adaptive.filters import PrivacyFilter, order_for_budget
+from accountants.engines.gaussian import epsilon_bounds
 from accountants.rdp_accountant import rdp
 from accountants.zcdp_accountant import zcdp_epsilon
 

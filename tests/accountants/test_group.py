@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from accountants import PRVAccountant, RDPAccountant, one_step
+from accountants import PRVAccountant, RDPAccountant
+from accountants.engines import one_step
 from accountants.events import Event, Gaussian, Group, Laplace, MatrixFactorization, PoissonSampled, Shuffled
-from accountants.normal_form import normal_form
+from accountants.reduction.normal_form import normal_form
 from accountants.relation import NeighboringRelation
 from tests.accountants.hockey_stick import divergence, gaussian_mixture, laplace_mixture
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from accountants import Gaussian, ParameterError, PoissonSampled, RDPAccountant, UnsupportedEventError
-from accountants.individual import IndividualAccountant
-from accountants.odometer import PrivacyOdometer
+from accountants.adaptive.individual import IndividualAccountant
+from accountants.adaptive.odometer import PrivacyOdometer
 from accountants.rdp_accountant import rdp
 
 PLAN = {"noise_multiplier": 1.0, "sample_rate": 0.02}

@@ -9,8 +9,8 @@ import pytest
 
 from accountants.components.component import LossPair
 from accountants.components.sampled_noise import SampledNoise
-from accountants.composition import ComposedLaw, StepSpectrum, Window
-from accountants.lattice import LatticeLaw, dominated, dominating
+from accountants.engines.composition import ComposedLaw, StepSpectrum, Window
+from accountants.engines.lattice import LatticeLaw, dominated, dominating
 
 COMPONENTS = [
     SampledNoise("gaussian", 1.0, 0.01),

@@ -10,7 +10,7 @@ import pytest
 
 from accountants import ParameterError, PRVAccountant
 from accountants.events import Gaussian, MatrixFactorization, PoissonSampled, participation_sensitivity
-from accountants.normal_form import normal_form
+from accountants.reduction.normal_form import normal_form
 from accountants.relation import NeighboringRelation
 
 

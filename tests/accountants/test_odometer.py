@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accountants import Gaussian, Laplace, ParameterError, PoissonSampled, RDPAccountant
-from accountants.gaussian import epsilon_bounds
-from accountants.odometer import PrivacyOdometer, time_uniform_epsilon
+from accountants.adaptive.odometer import PrivacyOdometer, time_uniform_epsilon
+from accountants.engines.gaussian import epsilon_bounds
 
 STEP = PoissonSampled(0.02, Gaussian(1.2))
 

@@ -23,7 +23,7 @@ from accountants import (
     RDPAccountant,
 )
 from accountants.components.sampled_noise import SampledNoise
-from accountants.one_step import delta_bounds
+from accountants.engines.one_step import delta_bounds
 
 PLANS = {
     "noise_multiplier": st.floats(0.4, 20.0),

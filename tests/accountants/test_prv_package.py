@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from accountants import Gaussian, Laplace, NeighboringRelation, PoissonSampled, PRVAccountant
+from accountants.engines.prv_package import EPSILON_ERROR, LEAST_DELTA, delta_interval, epsilon_interval
 from accountants.errors import PrivacyError, UnsupportedEventError
 from accountants.events import Event
-from accountants.normal_form import NormalForm, normal_form
-from accountants.prv_package import EPSILON_ERROR, LEAST_DELTA, delta_interval, epsilon_interval
+from accountants.reduction.normal_form import NormalForm, normal_form
 
 
 def form_of(event: Event, relation: NeighboringRelation = NeighboringRelation.ADD_OR_REMOVE) -> NormalForm:
@@ -132,7 +132,7 @@ def test_bounds_that_are_no_interval_are_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_a_machine_without_80_bit_floats_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     double = np.finfo(np.float64)
-    monkeypatch.setattr("accountants.prv_package.np.finfo", lambda _: double)
+    monkeypatch.setattr("accountants.engines.prv_package.np.finfo", lambda _: double)
     with pytest.raises(UnsupportedEventError, match="long double"):
         epsilon_interval(form_of(step(0.01, 1.0) * 10_000), 1e-9)
 

@@ -11,12 +11,13 @@ import mpmath
 import numpy as np
 import pytest
 
-from accountants import PRVAccountant, RDPAccountant, one_step
+from accountants import PRVAccountant, RDPAccountant
 from accountants.components.component import DIRECTIONS, Component
 from accountants.components.labelled import Labelled
 from accountants.components.sampled_noise import SampledNoise
 from accountants.components.shift_mixture import ShiftMixture
 from accountants.components.subset_sampled import SubsetSampled
+from accountants.engines import one_step
 from accountants.events import (
     DiscreteGaussian,
     Event,
@@ -27,7 +28,7 @@ from accountants.events import (
     Shuffled,
     TruncatedPoissonSampled,
 )
-from accountants.normal_form import normal_form
+from accountants.reduction.normal_form import normal_form
 from accountants.relation import NeighboringRelation
 from tests.accountants.hockey_stick import check_pair, divergence, gaussian_mixture, laplace_mixture
 

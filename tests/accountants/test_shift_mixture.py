@@ -10,14 +10,14 @@ import mpmath
 import numpy as np
 import pytest
 
-from accountants import one_step
 from accountants.components.component import DIRECTIONS, Direction
 from accountants.components.noise_laws import Noise, skellam_log_pmf, skellam_log_ratio
 from accountants.components.sampled_noise import SampledNoise
 from accountants.components.shift_mixture import ShiftMixture
-from accountants.lattice import dominated, dominating
-from accountants.normal_form import NormalForm
+from accountants.engines import one_step
+from accountants.engines.lattice import dominated, dominating
 from accountants.prv_accountant import PRVAccountant
+from accountants.reduction.normal_form import NormalForm
 from tests.accountants.test_lattice import curve, truth
 
 NOTHING = ((0.0, 1.0),)

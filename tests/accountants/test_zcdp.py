@@ -17,8 +17,8 @@ from accountants.components.finite import FiniteOutcomes, Outcome
 from accountants.components.moments_only import Concentrated
 from accountants.components.sampled_noise import SampledNoise
 from accountants.components.shift_mixture import ShiftMixture
+from accountants.engines.gaussian import delta_bounds, epsilon_bounds
 from accountants.errors import UnsupportedEventError
-from accountants.gaussian import delta_bounds, epsilon_bounds
 from accountants.relation import NeighboringRelation
 from accountants.zcdp_accountant import ZCDPAccountant, concentration, zcdp_delta, zcdp_epsilon
 

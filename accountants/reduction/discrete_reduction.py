@@ -6,7 +6,6 @@ import math
 
 from scipy import special
 
-from accountants.additive import Neighbours
 from accountants.components.component import Component
 from accountants.components.finite import FiniteOutcomes, Outcome
 from accountants.components.moments_only import Concentrated, SkellamVectorNoise
@@ -16,6 +15,7 @@ from accountants.errors import UnsupportedEventError
 from accountants.events.black_box import ZCDP, EpsilonDelta
 from accountants.events.event import Event
 from accountants.events.noise import DiscreteGaussian, RandomizedResponse, Skellam, SkellamVector
+from accountants.reduction.additive import Neighbours
 from accountants.relation import NeighboringRelation
 
 DiscreteEvent = DiscreteGaussian | Skellam | SkellamVector | RandomizedResponse | EpsilonDelta | ZCDP

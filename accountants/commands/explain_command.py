@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from accountants import attacks, plan_options, queries
+from accountants import queries
 from accountants.accountant import Interval
-from accountants.answer import Answer, aligned
+from accountants.commands import plan_options
+from accountants.commands.answer import Answer, aligned
+from accountants.commands.figure import plot_trade_off
+from accountants.commands.rounding import bounds, percent_up
 from accountants.events import Event, Group
-from accountants.figure import plot_trade_off
+from accountants.meaning import attacks
+from accountants.meaning.trade_off_curve import spent_by, trade_off
 from accountants.relation import NeighboringRelation
-from accountants.rounding import bounds, percent_up
-from accountants.trade_off_curve import spent_by, trade_off
 
 _FALSE_POSITIVE_RATES = (1e-2, 1e-3)
 _PRIORS = (0.5, 0.01)

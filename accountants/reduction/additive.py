@@ -8,7 +8,7 @@ import math
 from accountants.components.component import Component
 from accountants.components.sampled_noise import SampledNoise
 from accountants.components.shift_mixture import ShiftMixture
-from accountants.locations import Location
+from accountants.reduction.locations import Location
 from accountants.relation import NeighboringRelation
 
 

@@ -13,7 +13,7 @@ answers all of these.
 
 Example:
     >>> from accountants.events import Gaussian, PoissonSampled
-    >>> from accountants.normal_form import normal_form
+    >>> from accountants.reduction.normal_form import normal_form
     >>> from accountants.relation import NeighboringRelation
     >>> event = PoissonSampled(0.01, Gaussian(1.0)) * 1000
     >>> low, high = epsilon_interval(normal_form(event, NeighboringRelation.ADD_OR_REMOVE), 1e-5)
@@ -40,7 +40,7 @@ import numpy as np
 from accountants.accountant import Interval
 from accountants.components.sampled_noise import SampledNoise
 from accountants.errors import PrivacyError, UnsupportedEventError
-from accountants.normal_form import NormalForm
+from accountants.reduction.normal_form import NormalForm
 
 EPSILON_ERROR = 0.05  # half the width of the interval; time grows as its inverse
 DELTA_ERROR = 1e-3  # of delta, the package's own default on its command line

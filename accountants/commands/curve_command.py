@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from accountants import plan_options, queries
-from accountants.answer import Answer, aligned
+from accountants import queries
+from accountants.commands import plan_options
+from accountants.commands.answer import Answer, aligned
+from accountants.commands.figure import plot_epsilon
+from accountants.commands.rounding import rounded_up
 from accountants.errors import ParameterError
-from accountants.figure import plot_epsilon
 from accountants.relation import NeighboringRelation
-from accountants.rounding import rounded_up
 
 POINTS = 20
 _MOST_POINTS = 10_000

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from accountants.components.component import Array, LossPair
-from accountants.lattice import dominating
+from accountants.engines.lattice import dominating
 
 _RESOLUTION = 1e-9  # of the largest loss
 _MOST_MODELLED = 16  # components; of more, one stands for its neighbours

@@ -37,9 +37,9 @@ from accountants import arguments
 from accountants.components.component import Array
 from accountants.errors import ParameterError
 from accountants.events import Event
+from accountants.meaning.trade_off_curve import spent_by, trade_off
 from accountants.queries import AccountantName
 from accountants.relation import NeighboringRelation
-from accountants.trade_off_curve import spent_by, trade_off
 
 _ADD_OR_REMOVE = NeighboringRelation.ADD_OR_REMOVE
 _ROUNDING = 1e-15  # of a few operations on numbers at most 1

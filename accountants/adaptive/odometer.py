@@ -51,10 +51,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from accountants import arguments
+from accountants.adaptive.filters import check_state
 from accountants.components.component import Array
 from accountants.errors import ParameterError
 from accountants.events import Event, Repeated
-from accountants.filters import check_state
 from accountants.rdp_accountant import rdp
 from accountants.relation import NeighboringRelation
 

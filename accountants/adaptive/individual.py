@@ -53,11 +53,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from accountants import arguments
+from accountants.adaptive.filters import order_for_budget, renyi_budget
+from accountants.adaptive.odometer import time_uniform_epsilon, valid_orders
 from accountants.components.component import Array
 from accountants.errors import ParameterError, UnsupportedEventError
 from accountants.events import Gaussian, PoissonSampled
-from accountants.filters import order_for_budget, renyi_budget
-from accountants.odometer import time_uniform_epsilon, valid_orders
 from accountants.rdp_accountant import rdp
 from accountants.relation import NeighboringRelation
 

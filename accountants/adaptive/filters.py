@@ -47,12 +47,13 @@ from typing import Any, Literal
 import numpy as np
 from scipy import optimize
 
-from accountants import arguments, gaussian
+from accountants import arguments
 from accountants.components.component import Array
+from accountants.engines import gaussian
 from accountants.errors import ParameterError, UnsupportedEventError
 from accountants.events import Event, Repeated
-from accountants.normal_form import normal_form
 from accountants.rdp_accountant import rdp
+from accountants.reduction.normal_form import normal_form
 from accountants.relation import NeighboringRelation
 from accountants.zcdp_accountant import best_moment, concentration, zcdp_epsilon
 

@@ -9,16 +9,16 @@ import math
 
 from scipy import special
 
-from accountants.additive import Neighbours, additive
 from accountants.components.allocation import Allocation
 from accountants.components.component import Component
 from accountants.components.labelled import Labelled
 from accountants.components.sampled_noise import SampledNoise
 from accountants.components.subset_sampled import SubsetSampled
-from accountants.discrete_reduction import DiscreteEvent, component_of
 from accountants.errors import UnsupportedEventError
 from accountants.events import BallsInBins, SampledWithoutReplacement, Shuffled, TruncatedPoissonSampled
-from accountants.locations import Location, stripped, unsampled_location
+from accountants.reduction.additive import Neighbours, additive
+from accountants.reduction.discrete_reduction import DiscreteEvent, component_of
+from accountants.reduction.locations import Location, stripped, unsampled_location
 from accountants.relation import NeighboringRelation
 
 Counted = tuple[Component | None, int]  # None: a mechanism without noise

@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from accountants import quadrature
 from accountants.components.component import Array
-from accountants.periodic import PeriodicSum
-from accountants.quadrature import PI, LossNodes, Reals
+from accountants.engines import quadrature
+from accountants.engines.periodic import PeriodicSum
+from accountants.engines.quadrature import PI, LossNodes, Reals
 
 Complex = NDArray[np.complexfloating[Any, Any]]
 

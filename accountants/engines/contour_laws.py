@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from accountants import contour
 from accountants.components.component import Array, Direction
 from accountants.components.sampled_noise import SampledNoise
-from accountants.contour import ContourSum, Line, StepTransform
-from accountants.normal_form import NormalForm
-from accountants.quadrature import TYPES, LossNodes, Precision, loss_nodes
-from accountants.thinning import Steps, thinned
+from accountants.engines import contour
+from accountants.engines.contour import ContourSum, Line, StepTransform
+from accountants.engines.quadrature import TYPES, LossNodes, Precision, loss_nodes
+from accountants.engines.thinning import Steps, thinned
+from accountants.reduction.normal_form import NormalForm
 
 _CUT_SHARE = 1e-7  # of delta, for each side's far tails of all steps
 _LOST_SHARE = 1e-8  # of delta, for frequencies beyond the last
@@ -51,8 +51,7 @@ class Cumulants:
         self.log_mass = np.zeros(len(self.tilts))
         self._mean, self._variance = np.zeros_like(self.log_mass), np.zeros_like(self.log_mass)
         for nodes, count in parts:
-            exponents = np.multiply.outer(self.tilts, nodes.loss)
-            exponents += nodes.log_weight
+            exponents: Array = np.multiply.outer(self.tilts, nodes.loss) + nodes.log_weight
             top = exponents.max(axis=1)
             exponents -= top[:, None]
             weights = np.exp(exponents, out=exponents)

@@ -25,13 +25,13 @@ from typing import Literal
 
 import numpy as np
 
-from accountants import attacks
 from accountants.accountant import Accountant, Interval
 from accountants.components.component import Array
 from accountants.events import Event
+from accountants.meaning import attacks
+from accountants.meaning.trade_off_curve import spent_by
 from accountants.queries import AccountantName
 from accountants.relation import NeighboringRelation
-from accountants.trade_off_curve import spent_by
 
 Verdict = Literal["a", "b", "cross", "undecided"]
 

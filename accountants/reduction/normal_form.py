@@ -10,12 +10,12 @@ import dataclasses
 import math
 from collections import Counter
 
-from accountants.additive import Neighbours
 from accountants.components.component import DIRECTIONS, Component
 from accountants.components.sampled_noise import SampledNoise
 from accountants.events import Event
-from accountants.locations import joint_scale
-from accountants.reduction import components_of
+from accountants.reduction.additive import Neighbours
+from accountants.reduction.locations import joint_scale
+from accountants.reduction.reduction import components_of
 from accountants.relation import NeighboringRelation
 
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from accountants.components.component import Array
-from accountants.lattice import LatticeLaw
-from accountants.periodic import PeriodicSum
+from accountants.engines.lattice import LatticeLaw
+from accountants.engines.periodic import PeriodicSum
 
 Complex = NDArray[np.complex128]
 

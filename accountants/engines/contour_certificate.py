@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from accountants.components.component import Direction
-from accountants.contour_laws import ContourLaws, Terrain, place_line, sampled_gaussians, survey
-from accountants.normal_form import NormalForm
-from accountants.quadrature import Precision
-from accountants.thinning import Steps
+from accountants.engines.contour_laws import ContourLaws, Terrain, place_line, sampled_gaussians, survey
+from accountants.engines.quadrature import Precision
+from accountants.engines.thinning import Steps
+from accountants.reduction.normal_form import NormalForm
 
 _AIM = 1e-6  # relative width of an interval for epsilon: where refinement stops
 _NARROW = 1e-4  # and that from which the answer counts

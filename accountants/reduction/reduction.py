@@ -9,11 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from accountants import batches
-from accountants.additive import Neighbours, additive
-from accountants.batches import Counted
 from accountants.components.selected import Selected
-from accountants.discrete_reduction import DiscreteEvent, component_of
 from accountants.errors import UnsupportedEventError
 from accountants.events import (
     BallsInBins,
@@ -30,7 +26,11 @@ from accountants.events import (
     Shuffled,
     TruncatedPoissonSampled,
 )
-from accountants.locations import Location, location_of, sampled_location, stripped
+from accountants.reduction import batches
+from accountants.reduction.additive import Neighbours, additive
+from accountants.reduction.batches import Counted
+from accountants.reduction.discrete_reduction import DiscreteEvent, component_of
+from accountants.reduction.locations import Location, location_of, sampled_location, stripped
 
 
 def components_of(event: Event, neighbours: Neighbours) -> Iterator[Counted]:

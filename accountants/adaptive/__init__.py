@@ -1,0 +1,1 @@
+"""Runs whose next step depends on what was released: filters, odometers, accounting by example."""

@@ -1,0 +1,1 @@
+"""The subcommands of `python -m accountants`, and how their answers are shown."""

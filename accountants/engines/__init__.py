@@ -1,0 +1,1 @@
+"""How bounds are computed: closed forms, lattice laws, contour inversion, and the package prv_accountant."""

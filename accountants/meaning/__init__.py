@@ -1,0 +1,1 @@
+"""What a bound means: trade-off curves, the best attacks, comparison of two plans."""
