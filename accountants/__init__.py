@@ -1,6 +1,6 @@
 """How much privacy was spent: certified bounds on epsilon and delta, with numpy and scipy only.
 
-    events        Gaussian, Laplace, PoissonSampled, ...; `event * n` repeats, `a + b` composes (see `accountants.events`)
+    events        Gaussian, Laplace, PoissonSampled, ...; `event * n` repeats, `a + b` composes
     accountants   PRVAccountant (the default: certified, tight), RDPAccountant, ZCDPAccountant, GDPAccountant
     questions     epsilon, interval, delta, epsilon_curve
     plans         noise_multiplier, steps, sample_rate

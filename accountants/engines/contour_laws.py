@@ -51,8 +51,8 @@ class Cumulants:
         self.log_mass = np.zeros(len(self.tilts))
         self._mean, self._variance = np.zeros_like(self.log_mass), np.zeros_like(self.log_mass)
         for nodes, count in parts:
-            exponents: Array = np.multiply.outer(self.tilts, nodes.loss) + nodes.log_weight
-            top = exponents.max(axis=1)
+            exponents = np.multiply.outer(self.tilts, nodes.loss) + nodes.log_weight
+            top: Array = exponents.max(axis=1)
             exponents -= top[:, None]
             weights = np.exp(exponents, out=exponents)
             total, first = weights.sum(axis=1), weights @ nodes.loss
