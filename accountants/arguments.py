@@ -11,12 +11,12 @@ _BOOLEANS = {"bool", "bool_"}  # Python's and numpy's, the latter by both its na
 
 
 def real(name: str, value: object, *, remedy: str) -> float:
-    """`value` as a finite-or-infinite float; refuses NaN, strings, booleans and complex numbers."""
-    if isinstance(value, (str, bytes)) or type(value).__name__ in _BOOLEANS:
+    """`value` as a finite-or-infinite float, from any scalar; refuses NaN, strings, booleans, complex numbers."""
+    if isinstance(value, (str, bytes)) or _is_boolean(value):
         raise ParameterError(f"{name} must be a number, got {value!r}. {remedy}")
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise ParameterError(f"{name} must be a number, got {value!r}. {remedy}") from None
     if math.isnan(number):
         raise ParameterError(f"{name} must be a number, got NaN. {remedy}")
@@ -25,7 +25,7 @@ def real(name: str, value: object, *, remedy: str) -> float:
 
 def whole(name: str, value: object, *, remedy: str) -> int:
     """`value` as a non-negative int; takes numpy integers, refuses booleans and floats such as 3.0."""
-    if type(value).__name__ in _BOOLEANS:
+    if _is_boolean(value):
         raise ParameterError(f"{name} must be a whole number, got {value!r}. {remedy}")
     try:
         number = operator.index(value)  # type: ignore[arg-type]
@@ -34,6 +34,11 @@ def whole(name: str, value: object, *, remedy: str) -> int:
     if number < 0:
         raise ParameterError(f"{name} must be >= 0, got {number}. {remedy}")
     return number
+
+
+def _is_boolean(value: object) -> bool:
+    """Python's, numpy's, or a tensor of one boolean."""
+    return type(value).__name__ in _BOOLEANS or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 def positive_whole(name: str, value: object, *, remedy: str) -> int:

@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 import accountants
-from accountants import Event, Gaussian, Interval, NeighboringRelation, PoissonSampled
+from accountants import Event, Gaussian, Interval, NeighboringRelation, PoissonSampled, arguments
 from dpdl.errors import ParameterError, PrivacyWarning
 from dpdl.uniform_loader import uniform_loader_sizes
 
@@ -61,12 +57,11 @@ class PrivacyPlan:
         sampling: "poisson", independent inclusion.
         noise: "gaussian".
         relation: what neighbouring datasets differ in: "add_or_remove" (the default), "zero_out" or
-            "replace_one", where the accountant has a proof.
+            "replace_one".
         dataset_size: n, if it is public: used for warnings and for checking the loader.
 
     Raises:
         ParameterError: a value is out of range, or contradicts another.
-        UnsupportedEventError: no accountant has a proof for this sampling under this relation.
 
     References:
         [1] Abadi et al., Deep Learning with Differential Privacy, CCS 2016. arXiv:1607.00133
@@ -86,10 +81,11 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         _set = object.__setattr__  # frozen: numbers are brought to plain Python types once, here
         for name in ("sample_rate", "expected_batch_size", "noise_multiplier", "max_grad_norm"):
-            _set(self, name, _real(name, getattr(self, name)))
-        _set(self, "steps", _count("steps", self.steps, least=0))
+            _set(self, name, arguments.real(name, getattr(self, name), remedy="Give a plain number."))
+        _set(self, "steps", arguments.steps(self.steps))
         if self.dataset_size is not None:
-            _set(self, "dataset_size", _count("dataset_size", self.dataset_size, least=1))
+            size = arguments.positive_whole("dataset_size", self.dataset_size, remedy="Count the examples.")
+            _set(self, "dataset_size", size)
         if isinstance(self.relation, NeighboringRelation):
             _set(self, "relation", self.relation.value)
 
@@ -167,7 +163,7 @@ class PrivacyPlan:
             raise ParameterError(f"Give either epochs or steps, got epochs={epochs!r} and steps={steps!r}.")
         if steps is None:
             assert epochs is not None
-            steps = _count("epochs", epochs, least=1) * steps_per_epoch
+            steps = arguments.positive_whole("epochs", epochs, remedy="Count passes over the data.") * steps_per_epoch
         budget_given = epsilon is not None or delta is not None
         if budget_given == (noise_multiplier is not None) or (epsilon is None) != (delta is None):
             raise ParameterError(
@@ -277,33 +273,3 @@ class PrivacyPlan:
             f"times that to the sum; neighbouring datasets differ by "
             f"{NeighboringRelation(self.relation).phrase}."
         )
-
-
-def _real(name: str, value: object) -> float:
-    """A float from anything that is a real number, and nothing else."""
-    if _is_boolean(value) or isinstance(value, (str, bytes)) or value is None:
-        raise ParameterError(f"{name} must be a number, got {value!r}.")
-    try:
-        number = float(value)  # type: ignore[arg-type]  # numpy and torch scalars included
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ParameterError(f"{name} must be a number, got {value!r}.") from error
-    if math.isnan(number):
-        raise ParameterError(f"{name} must be a number, got NaN.")
-    return number
-
-
-def _count(name: str, value: object, *, least: int) -> int:
-    """An int from anything that is an integer (not a float that happens to be whole)."""
-    if _is_boolean(value):
-        raise ParameterError(f"{name} must be an integer, got {value!r}.")
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # refuses what is not an integer
-    except TypeError as error:
-        raise ParameterError(f"{name} must be an integer, got {value!r}.") from error
-    if number < least:
-        raise ParameterError(f"{name} must be at least {least}, got {number}.")
-    return number
-
-
-def _is_boolean(value: object) -> bool:
-    return isinstance(value, (bool, np.bool_)) or (isinstance(value, Tensor) and value.dtype == torch.bool)

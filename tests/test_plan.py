@@ -160,10 +160,9 @@ def test_a_relation_is_taken_by_name_or_member() -> None:
     assert plan(relation=member) == plan(relation="zero_out")
 
 
-def test_a_plan_that_no_accountant_can_bound_is_refused_before_training_on_it() -> None:
-    """Otherwise the run spends, and only then learns that nothing can be claimed."""
-    with pytest.raises(accountants.errors.PrivacyError, match="replace_one"):
-        plan(relation="replace_one")
+def test_replacing_an_example_costs_more_than_removing_one_at_the_same_noise() -> None:
+    assert plan(relation="zero_out").epsilon(1e-5) == plan().epsilon(1e-5)
+    assert plan(relation="replace_one").epsilon(1e-5) > 1.2 * plan().epsilon(1e-5)
 
 
 def test_a_plan_cannot_be_changed_after_it_is_made() -> None:

@@ -52,12 +52,12 @@ class Cumulants:
         self._mean, self._variance = np.zeros_like(self.log_mass), np.zeros_like(self.log_mass)
         for nodes, count in parts:
             exponents = np.multiply.outer(self.tilts, nodes.loss) + nodes.log_weight
-            top: Array = exponents.max(axis=1)
-            exponents -= top[:, None]
+            highest = exponents.max(axis=1)
+            exponents -= highest[:, None]
             weights = np.exp(exponents, out=exponents)
             total, first = weights.sum(axis=1), weights @ nodes.loss
             mean = first / total
-            self.log_mass += count * (top + np.log(total))
+            self.log_mass += count * (highest + np.log(total))
             self._mean += count * mean
             self._variance += count * np.maximum((weights @ nodes.loss**2) / total - mean**2, 1e-300)
 
