@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike
 from accountants import arguments, rdp_accountant
 from accountants.accountant import Accountant, Interval
 from accountants.components.component import DIRECTIONS, Array, Direction
-from accountants.engines import gaussian, one_step, prv_package
+from accountants.engines import gaussian, leaks, one_step, prv_package
 from accountants.engines.certificate import Certificate, is_separable, log_delta_interval
 from accountants.engines.contour_certificate import ContourCertificate, ContourProfile
 from accountants.errors import ParameterError
@@ -74,6 +74,8 @@ class PRVAccountant(Accountant):
             return Interval(*one_step.epsilon_bounds(form.counts[0][0], delta))
         if not form.has_pairs:
             return Interval(0.0, rdp_accountant.epsilon_upper(form, delta))
+        if (revealed := leaks.delta_beyond_losses(form, 0.0)) is not None:
+            return Interval(*(0.0 if bound <= delta else math.inf for bound in revealed))
         bucket = _bucket(form)
         lower = upper = 0.0
         for direction in DIRECTIONS:
@@ -123,6 +125,9 @@ class PRVAccountant(Accountant):
         profiles = {direction: ContourProfile(form, direction) for direction in DIRECTIONS}
         intervals = []
         for epsilon in epsilons:
+            if (revealed := leaks.delta_beyond_losses(form, epsilon)) is not None:
+                intervals.append(Interval(*revealed))
+                continue
             lower = upper = -math.inf
             for direction, profile in profiles.items():
                 bounds = profile.log_delta_interval(epsilon)

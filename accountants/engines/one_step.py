@@ -64,7 +64,7 @@ def _crossing(bound: Callable[[float], float], delta: float, top: float, *, uppe
         return 0.0
     while excess(top) > 0:
         if top > _LARGEST_EPSILON:
-            return math.inf if upper else 0.0  # infinite loss is likelier than delta
+            return math.inf if upper else top  # infinite loss is likelier than delta
         top *= 1.01
     root = float(optimize.brentq(excess, 0.0, top, xtol=1e-300, rtol=1e-13))
     margin = 1e-13 * root
