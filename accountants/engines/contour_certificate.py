@@ -25,6 +25,7 @@ _AIM_DELTA, _NARROW_DELTA = 1e-6, 1e-3  # of an interval for delta
 _ATTEMPTS = 9
 _SETTLED = 0.1  # relative change of a guess that is not worth another line
 _FIRST_DELTA, _LEAST_DELTA = 1e-6, 1e-290
+_MOST_EXTENDED = 4  # components that are worth extended precision: it takes ten times as long
 _MOST_CHECKED = 64  # components of a composition that the Renyi bound is tried for first
 
 
@@ -110,7 +111,7 @@ class ContourCertificate:
                 return
             closer = (lower + upper) / 2 if lower > 0 else min(upper, 2 * ceiling) / 2
             if abs(closer - guess) < _SETTLED * guess:  # the place is right, rounding is what is left
-                if precision == "extended":
+                if precision == "extended" or len(self._steps) > _MOST_EXTENDED:
                     return
                 precision = "extended"
             guess = closer

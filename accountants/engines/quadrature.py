@@ -39,6 +39,7 @@ from accountants.components.component import Array, Direction
 from accountants.components.sampled_noise import SampledNoise
 
 _ORDER = 20  # nodes in a panel
+_FAR = 30.0  # exponent above which 1 - q is lost beside q e^u
 _RHO = 4.0  # of the Bernstein ellipse
 _ALONG, _ACROSS = (_RHO + 1 / _RHO) / 2, (_RHO - 1 / _RHO) / 2  # its half axes, of half a panel
 MOST_PANELS = 2**16
@@ -180,9 +181,11 @@ class _Step:
     def loss(self, x: Reals) -> Reals:
         """l(x) without cancellation where q e^u is small."""
         u, rate = self._exponent(x), self.number(self.rate)
-        log_absent = np.log1p(-rate) if self.rate < 1 else self.number(-math.inf)
-        small = np.log1p(rate * np.expm1(np.minimum(u, 30)))
-        loss: Reals = np.where(u < 30, small, np.logaddexp(log_absent, np.log(rate) + u))
+        loss: Reals = np.log1p(rate * np.expm1(np.minimum(u, _FAR)))
+        far = u > _FAR
+        if far.any():
+            log_absent = np.log1p(-rate) if self.rate < 1 else self.number(-math.inf)
+            loss[far] = np.logaddexp(log_absent, np.log(rate) + u[far])
         return loss
 
     def _exponent(self, x: Reals) -> Reals:
@@ -193,13 +196,6 @@ class _Step:
         """log of q e^u / (1 - q + q e^u)."""
         log_present: Reals = np.log(self.number(self.rate)) + self._exponent(x) - self.loss(x)
         return log_present
-
-    def _log_density(self, x: Reals) -> Reals:
-        """P's."""
-        scale = self.number(self.scale)
-        log_phi = -x * x / (2 * scale**2) - np.log(scale * np.sqrt(2 * self.number(PI)))
-        log_density: Reals = log_phi + self.loss(x) if self.direction == "remove" else log_phi
-        return log_density
 
     def edges(self, low: float, high: float, power: float, phase: float, most_panels: int) -> Array | None:
         """Ends of panels, shorter where the integrand turns faster; None if there would be too many."""
@@ -240,13 +236,14 @@ class _Step:
         panel_x, panel_w = _panel(np.dtype(self.number))
         half = np.diff(edges.astype(self.number))[:, None] / 2
         x = (edges[:-1, None] + half * (1 + panel_x)).ravel()
-        loss = self.loss(x)
-        log_density = self._log_density(x)
+        loss, u, scale = self.loss(x), self._exponent(x), self.number(self.scale)
+        log_density = -x * x / (2 * scale**2) - np.log(scale * np.sqrt(2 * self.number(PI)))
+        if self.direction == "remove":
+            log_density += loss
         log_width = np.log((half * panel_w).ravel())
         square = self.scale**2
-        log_slope = self._log_present(x) - math.log(square)
-        exponent = np.abs(self._exponent(x)).astype(np.float64)
-        loss_units = 8 + 2 * exponent  # log1p(q expm1(u)): the exponent's rounding, seen through e^u
+        log_slope = np.log(self.number(self.rate)) + u - loss - math.log(square)
+        loss_units = 8 + 2 * np.abs(u).astype(np.float64)  # log1p(q expm1(u)): the exponent's rounding, seen through e^u
         weight_units = 8 + 4 * (x * x / (2 * square) - log_width).astype(np.float64) + loss_units * np.abs(loss)
         x = x.astype(np.float64)
         # Between nodes a function rises above both by at most gap^2 / 8 times its curvature downwards, which is at
