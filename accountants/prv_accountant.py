@@ -79,14 +79,7 @@ class PRVAccountant(Accountant):
         bucket = _bucket(form)
         lower = upper = 0.0
         for direction in DIRECTIONS:
-            contour = _contour_certificate(bucket, direction, delta, 0.5)
-            if upper > 0 and contour.is_below(upper):
-                continue
-            counts = [count for _, count in form.counts]
-            found = contour.interval(counts)
-            if found is None and form != bucket:
-                found = _contour_certificate(form, direction, delta, 1.0).interval(counts)
-            low, high = found or _lattice_interval(form, bucket, direction, delta, upper)
+            low, high = _directed_interval(form, bucket, direction, delta, upper)
             lower, upper = max(lower, low), max(upper, high)
         if upper > 0 and lower < _LOOSE * upper:
             lower = max(lower, _dearest_step(form, delta))
@@ -136,6 +129,21 @@ class PRVAccountant(Accountant):
             ceiling = min(1.0, math.exp(min(upper, 0.0)) * (1 + 1e-13))
             intervals.append(Interval(min(math.exp(min(lower, 0.0)) * (1 - 1e-13), ceiling), ceiling))
         return intervals
+
+
+def _directed_interval(
+    form: NormalForm, bucket: NormalForm, direction: Direction, delta: float, known: float
+) -> tuple[float, float]:
+    """Bounds in one direction; (0, 0) if they are below `known`, which the other direction spends anyway."""
+    counts = [count for _, count in form.counts]
+    shared, own = (bucket, 0.5), (form, 1.0)  # with laws that serve fewer steps too, and with laws of its own
+    for law, least in (shared, own) if form != bucket else (shared,):
+        contour = _contour_certificate(law, direction, delta, least)
+        if known > 0 and contour.is_below(known):
+            return 0.0, 0.0
+        if (found := contour.interval(counts)) is not None:
+            return found
+    return _lattice_interval(form, bucket, direction, delta, known)
 
 
 def _lattice_interval(

@@ -36,7 +36,7 @@ from accountants.engines.quadrature import PI, LossNodes, Reals
 
 Complex = NDArray[np.complexfloating[Any, Any]]
 
-MOST_FREQUENCIES = 2**17
+MOST_FREQUENCIES = 2**18
 _UNIT = 2.0**-53
 _NEGLIGIBLE = -46.0  # log of a frequency's weight that is bounded, not summed
 _NEAR_TERMS = 22

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from accountants.components.component import Direction
+from accountants.engines.contour import Line
 from accountants.engines.contour_laws import ContourLaws, Terrain, place_line, sampled_gaussians, survey
-from accountants.engines.quadrature import Precision
 from accountants.engines.thinning import Steps
 from accountants.reduction.normal_form import NormalForm
 
@@ -95,13 +95,15 @@ class ContourCertificate:
         if self._steps is None or self._terrain is None:
             return
         guess = self._terrain.cumulants.expected(math.log(self._delta))
-        precision: Precision = "double"
+        settled: Line | None = None
         for _ in range(_ATTEMPTS):
-            line = place_line(self._terrain, guess, self._delta, self._least, precision)
-            if line is None:
+            line = place_line(self._terrain, guess, self._delta, self._least)
+            if line is None and settled is None:
                 guess /= 2  # too many frequencies, perhaps because the guess is too high
                 continue
-            laws = ContourLaws.of(self._steps, self._direction, self._delta, line, precision)
+            if line is None:
+                break
+            laws = ContourLaws.of(self._steps, self._direction, self._delta, line)
             if laws is None:
                 return
             ceiling = 2 * guess + 1
@@ -110,11 +112,15 @@ class ContourCertificate:
             if upper == 0 or upper - lower <= _AIM * upper:
                 return
             closer = (lower + upper) / 2 if lower > 0 else min(upper, 2 * ceiling) / 2
+            settled = line
             if abs(closer - guess) < _SETTLED * guess:  # the place is right, rounding is what is left
-                if precision == "extended" or len(self._steps) > _MOST_EXTENDED:
-                    return
-                precision = "extended"
+                break
             guess = closer
+        if settled is not None and len(self._steps) <= _MOST_EXTENDED:
+            laws = ContourLaws.of(self._steps, self._direction, self._delta, settled, "extended")
+            if laws is not None:
+                ceiling = 2 * guess + 1
+                yield Attempt(_width(_interval(laws, self._counts, self._delta, ceiling)), laws, ceiling)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from accountants.components.component import Array, Direction
 from accountants.components.sampled_noise import SampledNoise
 from accountants.engines import contour
 from accountants.engines.contour import ContourSum, Line, StepTransform
-from accountants.engines.quadrature import TYPES, LossNodes, Precision, loss_nodes
+from accountants.engines.quadrature import LossNodes, Precision, loss_nodes
 from accountants.engines.thinning import Steps, thinned
 from accountants.reduction.normal_form import NormalForm
 
@@ -25,8 +25,9 @@ _CUT_SHARE = 1e-7  # of delta, for each side's far tails of all steps
 _LOST_SHARE = 1e-8  # of delta, for frequencies beyond the last
 _WRAP_SHARE = 1e-8  # of delta, for the periodic sum's other terms
 _NOISE_SHARE = 1e-8  # of delta, aimed at for rounding
-_STEP_ROUNDING = 50.0  # of one step, in units: what is reckoned with in choosing
+_STEP_ROUNDING = 1e-14  # of one step: what is reckoned with in choosing
 _FIRST_TILT, _LAST_TILT = 24.0, 2e5  # up to which a tilt is looked for
+_NOISIER = 8.0  # logs above the least rounding that a line may have, where rounding is what counts
 _BEYOND = 12.0  # logs below delta that tilts must reach
 _MOST_SURVEYED = 1500  # panels of 20 nodes
 _CANDIDATES = 8  # lines to compare
@@ -195,9 +196,7 @@ def tail_mass(steps: Steps, delta: float) -> float:
     return max(delta * _CUT_SHARE / sum(count for _, count in steps), 1e-300)
 
 
-def place_line(
-    terrain: Terrain, epsilon: float, delta: float, least: float, precision: Precision = "double"
-) -> Line | None:
+def place_line(terrain: Terrain, epsilon: float, delta: float, least: float) -> Line | None:
     """The cheapest line whose other terms, rounding and lost frequencies are all a small share of delta."""
     log_delta = math.log(delta)
     parts, cumulants = terrain.parts, terrain.cumulants
@@ -210,18 +209,18 @@ def place_line(
     width = np.maximum(allowed / t, right.min(axis=1))
     noise = log_mass - t * epsilon - log_delta  # log of what rounding is multiplied by
     steps = sum(count for _, count in parts)
-    rounding = steps * _STEP_ROUNDING * float(np.finfo(TYPES[precision]).eps)
-    budget = max(math.log(_NOISE_SHARE / rounding), float(noise.min()) + 1)
-    usable = np.flatnonzero((noise <= budget) & np.isfinite(width))
-    if not len(usable):
-        return None
+    rounding = steps * _STEP_ROUNDING
+    budget = math.log(_NOISE_SHARE / rounding)
+    quiet = bool(noise.min() <= budget)
+    usable = np.flatnonzero((noise <= (budget if quiet else noise.min() + _NOISIER)) & np.isfinite(width))
+    smallest = [(nodes, max(count * least, 1.0)) for nodes, count in parts]
     best: Line | None = None
-    for i in usable[np.argsort(width[usable])][:_CANDIDATES]:
-        lost = math.log(_LOST_SHARE) - float(noise[i])
-        smallest = [(nodes, max(count * least, 1.0)) for nodes, count in parts]
-        last = contour.last_frequency(smallest, float(t[i]), lost)
+    for i in usable[np.argsort(width[usable] if quiet else noise[usable])][:_CANDIDATES]:
+        last = contour.last_frequency(smallest, float(t[i]), math.log(_LOST_SHARE) - float(noise[i]))
         count = last * float(width[i]) / (2 * math.pi) + 2
         if count <= (best.count if best else contour.MOST_FREQUENCIES):
             extra = float(gaps[i, int(np.argmin(right[i]))])
             best = Line(float(t[i]), extra, float(width[i]), math.ceil(count))
+            if not quiet:  # the quietest that will do, not the cheapest
+                break
     return best

@@ -45,7 +45,7 @@ _ALONG, _ACROSS = (_RHO + 1 / _RHO) / 2, (_RHO - 1 / _RHO) / 2  # its half axes,
 MOST_PANELS = 2**16
 ACCURACY = 1e-21  # of the quadrature, relative to M(t)
 _ACCURACY_EXTRA = 1e-9  # relative to M(t + s)
-_PHASE = 10.0  # of the integrand across a panel, at first
+_PHASE = 10.0  # of the integrand across a panel, about
 _WIDEST = 1.5  # panel, in units of s^2: keeps the ellipse where |Im u| < pi / 2
 
 
@@ -148,15 +148,15 @@ def loss_nodes(
     step = _Step(component.rate, component.scale, direction, np.float64)
     precise = _Step(component.rate, component.scale, direction, TYPES[precision])
     low, high = _range(component, direction, tail_mass)
-    phase = _PHASE
-    while (edges := step.edges(low, high, tilt + frequency, phase, most_panels)) is not None:
+    finer = 1.0
+    while (edges := step.edges(low, high, tilt, frequency, finer, most_panels)) is not None:
         nodes = precise.nodes(edges)
         log_mass, log_mass_extra = nodes.log_moments(np.array([tilt, tilt + extra]))
         error = step.log_quadrature_error(edges, tilt, frequency) - log_mass
         error_extra = step.log_quadrature_error(edges, tilt + extra, 0.0) - log_mass_extra
         if error <= math.log(ACCURACY) and error_extra <= math.log(_ACCURACY_EXTRA):
             return nodes
-        phase /= 2
+        finer *= 2
     return None
 
 
@@ -197,12 +197,17 @@ class _Step:
         log_present: Reals = np.log(self.number(self.rate)) + self._exponent(x) - self.loss(x)
         return log_present
 
-    def edges(self, low: float, high: float, power: float, phase: float, most_panels: int) -> Array | None:
+    def edges(
+        self, low: float, high: float, tilt: float, frequency: float, finer: float, most_panels: int
+    ) -> Array | None:
         """Ends of panels, shorter where the integrand turns faster; None if there would be too many."""
         square = self.scale**2
         coarse = np.linspace(low, high, 1025)
-        turning = np.abs(coarse) + (1 + power) * np.exp(self._log_present(coarse + square))
-        density = np.maximum(np.maximum(1 / self.scale, 1.2 / (_WIDEST * square)), turning / (square * phase))
+        turning = np.abs(coarse) + (1 + tilt + frequency) * np.exp(self._log_present(coarse + square))
+        widest = _WIDEST * square / 1.2
+        if self.direction == "add":
+            widest /= math.sqrt(1 + tilt / 8)  # |1 - q + q e^(u + i b)|^-t grows as e^(t b^2 / 8)
+        density = finer * np.maximum(max(1 / self.scale, 1 / widest), turning / (square * _PHASE))
         count = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(coarse))])
         if not count[-1] <= most_panels:
             return None
@@ -243,7 +248,9 @@ class _Step:
         log_width = np.log((half * panel_w).ravel())
         square = self.scale**2
         log_slope = np.log(self.number(self.rate)) + u - loss - math.log(square)
-        loss_units = 8 + 2 * np.abs(u).astype(np.float64)  # log1p(q expm1(u)): the exponent's rounding, seen through e^u
+        loss_units = 8 + 2 * np.abs(u).astype(
+            np.float64
+        )  # the rounding of u, seen through e^u
         weight_units = 8 + 4 * (x * x / (2 * square) - log_width).astype(np.float64) + loss_units * np.abs(loss)
         x = x.astype(np.float64)
         # Between nodes a function rises above both by at most gap^2 / 8 times its curvature downwards, which is at
