@@ -17,7 +17,7 @@ Example:
     True
 """
 
-from accountants.accountant import Accountant, Interval
+from accountants.accountant import Accountant
 from accountants.adaptive.filters import PrivacyFilter
 from accountants.adaptive.individual import IndividualAccountant
 from accountants.adaptive.odometer import PrivacyOdometer
@@ -46,6 +46,7 @@ from accountants.events import (
     participation_sensitivity,
 )
 from accountants.gdp_accountant import GDPAccountant
+from accountants.interval import Interval
 from accountants.meaning.attacks import (
     advantage,
     bayes_accuracy,

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from accountants import arguments
 from accountants.components.component import Array
+from accountants.engines.supporting_lines import LEAST_DELTA, SupportingLines, gaussian_trade_off
 from accountants.errors import ParameterError
 from accountants.events import Composed, Event, Repeated
-from accountants.meaning.supporting_lines import LEAST_DELTA, SupportingLines, gaussian_trade_off
+from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm, normal_form
 from accountants.relation import NeighboringRelation
-
-
-class Interval(NamedTuple):
-    """A number known to lie in [lower, upper]; `upper` is the one that a privacy claim may quote."""
-
-    lower: float
-    upper: float
 
 
 class Accountant(abc.ABC):

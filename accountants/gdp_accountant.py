@@ -23,11 +23,12 @@ from __future__ import annotations
 import math
 
 from accountants import arguments
-from accountants.accountant import Accountant, Interval
+from accountants.accountant import Accountant
 from accountants.components.sampled_noise import SampledNoise
 from accountants.engines import gaussian
 from accountants.errors import UnsupportedEventError
 from accountants.estimate import Estimate
+from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm
 
 

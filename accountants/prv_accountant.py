@@ -30,13 +30,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from accountants import arguments, rdp_accountant
-from accountants.accountant import Accountant, Interval
+from accountants import arguments
+from accountants.accountant import Accountant
 from accountants.components.component import DIRECTIONS, Array, Direction
-from accountants.engines import gaussian, leaks, one_step, prv_package
-from accountants.engines.certificate import Certificate, is_separable, log_delta_interval
+from accountants.engines import gaussian, leaks, one_step, prv_package, renyi_bound
 from accountants.engines.contour_certificate import ContourCertificate, ContourProfile
+from accountants.engines.lattice_certificate import LatticeCertificate, is_separable, log_delta_interval
 from accountants.errors import ParameterError
+from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm
 from accountants.relation import NeighboringRelation
 
@@ -73,7 +74,7 @@ class PRVAccountant(Accountant):
         if form.has_pairs and form.is_one_step:
             return Interval(*one_step.epsilon_bounds(form.counts[0][0], delta))
         if not form.has_pairs:
-            return Interval(0.0, rdp_accountant.epsilon_upper(form, delta))
+            return Interval(0.0, renyi_bound.epsilon_upper(form, delta))
         if (revealed := leaks.delta_beyond_losses(form, 0.0)) is not None:
             return Interval(*(0.0 if bound <= delta else math.inf for bound in revealed))
         bucket = _bucket(form)
@@ -92,7 +93,7 @@ class PRVAccountant(Accountant):
         if mu is not None:
             return Interval(*gaussian.delta_bounds(mu, epsilon))
         if not form.has_pairs:
-            return Interval(0.0, rdp_accountant.delta_upper(form, epsilon))
+            return Interval(0.0, renyi_bound.delta_upper(form, epsilon))
         if form.is_one_step:
             return Interval(*one_step.delta_bounds(form.counts[0][0], epsilon))
         return self._deltas(form, [epsilon])[0]
@@ -151,7 +152,7 @@ def _lattice_interval(
 ) -> tuple[float, float]:
     """Bounds in one direction from lattice laws; no better than `known` if they are below that anyway."""
     counts = [count for _, count in form.counts]
-    ceiling = rdp_accountant.epsilon_upper(form, delta)
+    ceiling = renyi_bound.epsilon_upper(form, delta)
     if ceiling == 0:
         return 0.0, 0.0
     certificate = _certificate(bucket, direction, delta)
@@ -180,5 +181,5 @@ def _contour_certificate(form: NormalForm, direction: Direction, delta: float, l
 
 
 @functools.lru_cache(maxsize=12)  # at most about 25 MB each, usually 3
-def _certificate(form: NormalForm, direction: Direction, delta: float) -> Certificate:
-    return Certificate(form, direction, delta)
+def _certificate(form: NormalForm, direction: Direction, delta: float) -> LatticeCertificate:
+    return LatticeCertificate(form, direction, delta)

@@ -12,11 +12,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from accountants import arguments
-from accountants.accountant import Accountant, Interval
+from accountants.accountant import Accountant
 from accountants.components.component import Array
 from accountants.errors import ParameterError
 from accountants.events import Event, Gaussian, PoissonSampled, Repeated
 from accountants.gdp_accountant import GDPAccountant
+from accountants.interval import Interval
 from accountants.prv_accountant import PRVAccountant
 from accountants.rdp_accountant import RDPAccountant
 from accountants.relation import NeighboringRelation

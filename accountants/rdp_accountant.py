@@ -18,20 +18,18 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from accountants.accountant import Accountant, Interval
-from accountants.components.component import DIRECTIONS, Array, Direction
-from accountants.engines.best_moment import best_moment
+from accountants.accountant import Accountant
+from accountants.components.component import DIRECTIONS, Array
+from accountants.engines import renyi_bound
 from accountants.errors import ParameterError
 from accountants.events import Event
+from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm, normal_form
 from accountants.relation import NeighboringRelation
-
-ROUNDING = 1e-13  # relative, on top of the moments' own slack
 
 
 def rdp(
@@ -68,58 +66,15 @@ def rdp(
     flat = alpha.ravel() - 1
     if not form.counts or not flat.size:
         return np.zeros(alpha.shape)
-    moments = np.maximum(*(composed_log_moments(form, direction, flat) for direction in DIRECTIONS))
+    moments = np.maximum(*(renyi_bound.composed_log_moments(form, direction, flat) for direction in DIRECTIONS))
     return (moments / flat).reshape(alpha.shape)
-
-
-def composed_log_moments(form: NormalForm, direction: Direction, t: Array) -> Array:
-    """log E exp(t * total privacy loss): the components' log moments, added up; shape [M]."""
-    total = np.zeros(len(t))
-    for component, count in form.counts:
-        total += count * component.log_moments(direction, t)
-    return total
-
-
-def epsilon_score(form: NormalForm, directions: Sequence[Direction], delta: float) -> Callable[[Array], Array]:
-    """t -> the epsilon that order 1 + t proves at `delta`."""
-    log_delta = math.log(delta)
-
-    def scores(t: Array) -> Array:
-        moments = np.max([composed_log_moments(form, direction, t) for direction in directions], axis=0)
-        score: Array = (moments - log_delta - np.log1p(t)) / t - np.log1p(1 / t)
-        return score
-
-    return scores
-
-
-def log_delta_score(form: NormalForm, directions: Sequence[Direction], epsilon: float) -> Callable[[Array], Array]:
-    """t -> the log delta that order 1 + t proves at `epsilon`."""
-
-    def scores(t: Array) -> Array:
-        moments = np.max([composed_log_moments(form, direction, t) for direction in directions], axis=0)
-        score: Array = moments - t * epsilon - t * np.log1p(1 / t) - np.log1p(t)
-        return score
-
-    return scores
 
 
 class RDPAccountant(Accountant):
     """Renyi accounting. Its upper bounds are sound; it proves no lower bound, so `interval().lower` is 0."""
 
     def _epsilon_interval(self, form: NormalForm, delta: float) -> Interval:
-        return Interval(0.0, epsilon_upper(form, delta))
+        return Interval(0.0, renyi_bound.epsilon_upper(form, delta))
 
     def _delta_interval(self, form: NormalForm, epsilon: float) -> Interval:
-        return Interval(0.0, delta_upper(form, epsilon))
-
-
-def epsilon_upper(form: NormalForm, delta: float) -> float:
-    """Epsilon by the best order, both directions, rounded up."""
-    _, value = best_moment(epsilon_score(form, DIRECTIONS, delta))
-    return max(0.0, value + ROUNDING * (1 + abs(value)) if value > 0 else 0.0)
-
-
-def delta_upper(form: NormalForm, epsilon: float) -> float:
-    """Delta by the best order, both directions, rounded up, at most 1."""
-    _, value = best_moment(log_delta_score(form, DIRECTIONS, epsilon))
-    return min(1.0, math.exp(min(value, 0.0)) * (1 + ROUNDING * (1 + abs(value))))
+        return Interval(0.0, renyi_bound.delta_upper(form, epsilon))

@@ -56,8 +56,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from accountants import arguments
-from accountants.components.component import Array
-from accountants.engines.best_moment import best_moment
+from accountants.best_moment import Array, best_moment
 from accountants.errors import ParameterError
 
 RenyiCurve = Callable[[Array], Array]  # orders > 1, shape [M], to upper bounds on the divergence, shape [M]

@@ -32,13 +32,14 @@ import numpy as np
 from scipy import optimize
 
 from accountants import arguments
-from accountants.accountant import Accountant, Interval
+from accountants.accountant import Accountant
 from accountants.components.component import Component
 from accountants.components.finite import FiniteOutcomes
 from accountants.components.moments_only import Concentrated
 from accountants.components.sampled_noise import SampledNoise
 from accountants.components.shift_mixture import ShiftMixture
 from accountants.errors import ParameterError, UnsupportedEventError
+from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm
 
 _ROUNDING = 1e-13  # relative; the formulas are a handful of operations

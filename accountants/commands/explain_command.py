@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from accountants import queries
-from accountants.accountant import Interval
 from accountants.commands import plan_options
 from accountants.commands.answer import Answer, aligned
 from accountants.commands.figure import plot_trade_off
 from accountants.commands.rounding import bounds, percent_up
 from accountants.events import Event, Group
+from accountants.interval import Interval
 from accountants.meaning import attacks
 from accountants.meaning.trade_off_curve import spent_by, trade_off
 from accountants.relation import NeighboringRelation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import decimal
 import math
 
-from accountants.accountant import Interval
+from accountants.interval import Interval
 
 
 def rounded_up(value: float, digits: int = 5) -> str:

@@ -1,6 +1,6 @@
 """Certified bounds for compositions of Poisson-sampled Gaussians in one direction, by inverting along a line.
 
-An answer is given only if its interval is narrow; otherwise None, and the lattice is asked (`certificate`).
+An answer is given only if its interval is narrow; otherwise None, and the lattice is asked (`lattice_certificate`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from accountants.components.component import Direction
 from accountants.engines.contour import Line
 from accountants.engines.contour_laws import ContourLaws, Terrain, place_line, sampled_gaussians, survey
+from accountants.engines.renyi_bound import composed_log_moments, log_delta_proved
 from accountants.engines.thinning import Steps
 from accountants.reduction.normal_form import NormalForm
 
@@ -77,14 +78,9 @@ class ContourCertificate:
         terrain = self._terrain
         if terrain is None or len(self._form.counts) > _MOST_CHECKED:
             return False
-        t = terrain.cumulants.best_tilt(epsilon)
-        order = np.array([t])
-        log_moment = sum(
-            count * float(component.log_moments(self._direction, order)[0]) for component, count in self._form.counts
-        )
-        # (1 - e^(eps - l))+ is at most e^(t (l - eps)) t^t / (1 + t)^(1 + t).
-        log_delta = log_moment - t * epsilon - t * math.log1p(1 / t) - math.log1p(t)
-        return log_delta <= math.log(self._delta)
+        t = np.array([terrain.cumulants.best_tilt(epsilon)])
+        moments = composed_log_moments(self._form, self._direction, t)
+        return bool(log_delta_proved(moments, t, epsilon)[0] <= math.log(self._delta))
 
     @functools.cached_property
     def _terrain(self) -> Terrain | None:

@@ -1,7 +1,7 @@
 """Choosing the line on which a composition of sampled Gaussians is inverted, and what is built on it.
 
 The choice affects tightness only. None where inverting would take too many frequencies: few steps, or rare ones whose
-common losses are far smaller than the rest. There the lattice takes over (`certificate`).
+common losses are far smaller than the rest. There the lattice takes over (`lattice_certificate`).
 """
 
 from __future__ import annotations

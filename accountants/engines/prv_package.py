@@ -37,9 +37,9 @@ from typing import Any
 
 import numpy as np
 
-from accountants.accountant import Interval
 from accountants.components.sampled_noise import SampledNoise
 from accountants.errors import PrivacyError, UnsupportedEventError
+from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm
 
 EPSILON_ERROR = 0.05  # half the width of the interval; time grows as its inverse

@@ -248,9 +248,7 @@ class _Step:
         log_width = np.log((half * panel_w).ravel())
         square = self.scale**2
         log_slope = np.log(self.number(self.rate)) + u - loss - math.log(square)
-        loss_units = 8 + 2 * np.abs(u).astype(
-            np.float64
-        )  # the rounding of u, seen through e^u
+        loss_units = 8 + 2 * np.abs(u).astype(np.float64)  # the rounding of u, seen through e^u
         weight_units = 8 + 4 * (x * x / (2 * square) - log_width).astype(np.float64) + loss_units * np.abs(loss)
         x = x.astype(np.float64)
         # Between nodes a function rises above both by at most gap^2 / 8 times its curvature downwards, which is at

@@ -14,6 +14,7 @@ import numpy as np
 
 from accountants.components.component import Array, LossPair
 from accountants.engines.lattice import dominating
+from accountants.engines.renyi_bound import epsilon_proved, log_delta_proved
 
 _RESOLUTION = 1e-9  # of the largest loss
 _MOST_MODELLED = 16  # components; of more, one stands for its neighbours
@@ -46,11 +47,11 @@ class Sketch:
 
     def epsilon_score(self, t: Array, delta: float) -> Array:
         """The epsilon that moment t would prove at delta."""
-        return (self.log_moments(t) - math.log(delta) - np.log1p(t)) / t - np.log1p(1 / t)
+        return epsilon_proved(self.log_moments(t), t, math.log(delta))
 
     def log_delta_score(self, t: Array, epsilon: float) -> Array:
         """The log delta that moment t would prove at epsilon."""
-        return self.log_moments(t) - t * epsilon - t * np.log1p(1 / t) - np.log1p(t)
+        return log_delta_proved(self.log_moments(t), t, epsilon)
 
 
 def _groups(parts: Sequence[tuple[LossPair, int]]) -> list[Sequence[tuple[LossPair, int]]]:

@@ -25,9 +25,10 @@ from typing import Literal
 
 import numpy as np
 
-from accountants.accountant import Accountant, Interval
+from accountants.accountant import Accountant
 from accountants.components.component import Array
 from accountants.events import Event
+from accountants.interval import Interval
 from accountants.meaning import attacks
 from accountants.meaning.trade_off_curve import spent_by
 from accountants.queries import AccountantName

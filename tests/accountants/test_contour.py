@@ -8,13 +8,14 @@ import mpmath
 import numpy as np
 import pytest
 
-from accountants import Composed, Gaussian, PoissonSampled, rdp_accountant
+from accountants import Composed, Gaussian, PoissonSampled
 from accountants.components.component import DIRECTIONS, Direction
 from accountants.components.sampled_noise import SampledNoise
-from accountants.engines.certificate import Certificate
+from accountants.engines import renyi_bound
 from accountants.engines.contour import ContourSum, Line, StepTransform
 from accountants.engines.contour_certificate import ContourCertificate, ContourProfile
 from accountants.engines.contour_laws import ContourLaws, place_line, sampled_gaussians, survey
+from accountants.engines.lattice_certificate import LatticeCertificate
 from accountants.engines.quadrature import LossNodes, loss_nodes
 from accountants.engines.thinning import thinned
 from accountants.reduction.normal_form import NormalForm, normal_form
@@ -143,8 +144,8 @@ def check_against_the_lattice(rate: float, scale: float, steps: int, delta: floa
         if bounds is None:
             continue
         answered = True
-        certificate = Certificate(form, direction, delta)
-        upper = certificate.upper([steps], rdp_accountant.epsilon_upper(form, delta))
+        certificate = LatticeCertificate(form, direction, delta)
+        upper = certificate.upper([steps], renyi_bound.epsilon_upper(form, delta))
         lower = certificate.lower([steps], upper)
         assert bounds[0] <= upper * (1 + 1e-9)
         assert bounds[1] >= lower * (1 - 1e-9)

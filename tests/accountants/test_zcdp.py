@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accountants import Gaussian, Laplace, ParameterError, PoissonSampled, PRVAccountant, RDPAccountant
-from accountants.accountant import Interval
 from accountants.components.component import DIRECTIONS, Component
 from accountants.components.finite import FiniteOutcomes, Outcome
 from accountants.components.moments_only import Concentrated
@@ -19,6 +18,7 @@ from accountants.components.sampled_noise import SampledNoise
 from accountants.components.shift_mixture import ShiftMixture
 from accountants.engines.gaussian import delta_bounds, epsilon_bounds
 from accountants.errors import UnsupportedEventError
+from accountants.interval import Interval
 from accountants.relation import NeighboringRelation
 from accountants.zcdp_accountant import ZCDPAccountant, concentration, zcdp_delta, zcdp_epsilon
 

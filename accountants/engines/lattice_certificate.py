@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from accountants.best_moment import best_moment
 from accountants.components.component import Direction, LossPair
-from accountants.engines.best_moment import best_moment
 from accountants.engines.composition import ComposedLaw, StepSpectrum, Window, combined
 from accountants.engines.lattice import LatticeLaw, dominated, dominating
+from accountants.engines.renyi_bound import log_delta_score
 from accountants.engines.sketch import Sketch
-from accountants.rdp_accountant import log_delta_score
 from accountants.reduction.normal_form import NormalForm
 
 RELATIVE_WIDTH = 2e-5  # of the interval for epsilon: where refinement stops

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from accountants.components.component import Array
+Array = NDArray[np.float64]
+
 
 _SMALLEST_MOMENT = 1e-4
 _LARGEST_MOMENT = 1e9
