@@ -156,7 +156,7 @@ def sketch_of(form: NormalForm, direction: Direction, delta: float) -> Sketch:
     return Sketch(list(zip(pairs_of(form, direction), counts, strict=True)), tail_mass(form, delta))
 
 
-class Certificate:
+class LatticeCertificate:
     """Bounds on epsilon for compositions of given components, up to given counts, at one delta, in one direction.
 
     Args:
