@@ -17,6 +17,8 @@ from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm, normal_form
 from accountants.relation import NeighboringRelation
 
+_GREATEST_EPSILON = 1e250  # beyond it, products with orders overflow; no finite loss comes near
+
 
 class Accountant(abc.ABC):
     """Events composed so far under one neighbouring relation, and bounds on what they spent together.
@@ -27,7 +29,7 @@ class Accountant(abc.ABC):
 
     def __init__(self, *, relation: NeighboringRelation | str = NeighboringRelation.ADD_OR_REMOVE) -> None:
         self._relation = NeighboringRelation.of(relation)
-        self._event = Composed()
+        self._runs: list[tuple[Event, int]] = []
         self._reduced: NormalForm | None = None
         self._lines: SupportingLines | None = None
 
@@ -39,7 +41,7 @@ class Accountant(abc.ABC):
     @property
     def event(self) -> Composed:
         """Everything composed so far, in order, equal neighbours merged."""
-        return self._event
+        return Composed(tuple(Repeated(event, count) for event, count in self._runs))
 
     def compose(self, event: Event, count: int = 1) -> Self:
         """Add `count` runs of `event`; returns the accountant itself.
@@ -50,7 +52,9 @@ class Accountant(abc.ABC):
         """
         addition = Repeated(event, arguments.steps(count, "count"))
         self._check(normal_form(addition, self._relation))
-        self._event = Composed((self._event, addition))
+        if self._runs and self._runs[-1][0] == addition.event:
+            addition = Repeated(addition.event, self._runs.pop()[1] + addition.count)
+        self._runs.append((addition.event, addition.count))
         self._reduced = self._lines = None
         return self
 
@@ -80,7 +84,7 @@ class Accountant(abc.ABC):
         Raises:
             ParameterError: epsilon is negative, infinite or NaN.
         """
-        epsilon = arguments.epsilon(epsilon)
+        epsilon = min(arguments.epsilon(epsilon), _GREATEST_EPSILON)
         form = self._normal_form()
         if form.unbounded:
             return Interval(0.0, 1.0)
@@ -125,7 +129,7 @@ class Accountant(abc.ABC):
 
     def _normal_form(self) -> NormalForm:
         if self._reduced is None:
-            self._reduced = normal_form(self._event, self._relation)
+            self._reduced = normal_form(self.event, self._relation)
         return self._reduced
 
     def _check(self, form: NormalForm) -> None:  # noqa: B027 most accountants take every form

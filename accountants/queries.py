@@ -6,7 +6,7 @@ Every argument is by keyword. `epsilon` and `delta` are upper bounds; `interval`
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -44,9 +44,9 @@ def new_accountant(
     Raises:
         ParameterError: no accountant, or no relation, of that name.
     """
-    if name not in _ACCOUNTANTS:
+    if not isinstance(name, str) or name not in _ACCOUNTANTS:
         names = ", ".join(repr(known) for known in _ACCOUNTANTS)
-        raise ParameterError(f"accountant must be one of {names}; got {name!r}.")
+        raise ParameterError(f"accountant must be one of {names}; got {name!r}. The default, 'prv', answers most.")
     return _ACCOUNTANTS[name](relation=relation)
 
 
@@ -79,7 +79,8 @@ def interval(
         Interval(lower, upper), both in [0, inf].
 
     Guarantee:
-        The run is (upper, delta)-differentially private under the relation, and not better than lower.
+        The run is (upper, delta)-differentially private under the relation, and not better than lower. For
+        "prv-accountant", as far as that package goes: it bounds removing an example, not adding one.
 
     Raises:
         ParameterError: an argument out of range.
@@ -105,6 +106,8 @@ def epsilon(
 ) -> float:
     """Upper bound on the epsilon of DP-SGD at `delta`; arguments as in `interval`.
 
+    With accountant="gdp" and sampling there is no bound: the answer is an `Estimate`, a number of its own type.
+
     Example:
         >>> epsilon(noise_multiplier=1.0, sample_rate=0.01, steps=0, delta=1e-5)
         0.0
@@ -122,7 +125,10 @@ def delta(
     accountant: AccountantName | str = "prv",
     relation: NeighboringRelation | str = _ADD_OR_REMOVE,
 ) -> float:
-    """Upper bound on the delta of DP-SGD at `epsilon`, in [0, 1]; other arguments as in `interval`."""
+    """Upper bound on the delta of DP-SGD at `epsilon`, in [0, 1]; other arguments as in `interval`.
+
+    With accountant="gdp" and sampling there is no bound: the answer is an `Estimate`.
+    """
     event = dpsgd(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps)
     return new_accountant(accountant, relation=relation).compose(event).delta(epsilon)
 
@@ -143,7 +149,11 @@ def epsilon_curve(
         array([0.    , 1.9931, 4.3772])
     """
     step = PoissonSampled(sample_rate, Gaussian(noise_multiplier))
+    if isinstance(steps, (str, bytes)) or not isinstance(steps, Iterable):
+        raise ParameterError(f"steps must be a sequence of counts, got {steps!r}. Give for example [100, 200].")
     counts = [arguments.steps(count) for count in steps]
+    arguments.delta(delta)
+    new_accountant(accountant, relation=relation)
     bounds = {count: _epsilon_after(step, count, delta, accountant, relation) for count in sorted(set(counts))}
     return np.array([bounds[count] for count in counts])
 

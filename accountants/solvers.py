@@ -120,7 +120,7 @@ def sample_rate(
             f"epsilon {budget!r} is out of reach: sample_rate {LEAST_RATE:g} at noise_multiplier {sigma!r} still "
             f"spends {math.inf if sigma == 0 else least:.3g}. Add noise, or take fewer steps."
         )
-    start = budget * sigma / math.sqrt(2 * count * math.log(1.25 / delta))
+    start = max(budget, 1e-6) * sigma / math.sqrt(2 * count * math.log(1.25 / delta))
     start = 1 / _least(lambda inverse: spent("rdp", 1 / inverse), budget, 1 / start, 1.0, 1 / LEAST_RATE, 1e-2)
     return 1 / _least(lambda inverse: spent(accountant, 1 / inverse), budget, 1 / start, 1.0, 1 / LEAST_RATE, TOLERANCE)
 

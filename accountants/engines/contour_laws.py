@@ -17,6 +17,7 @@ from accountants.components.component import Array, Direction
 from accountants.components.sampled_noise import SampledNoise
 from accountants.engines import contour
 from accountants.engines.contour import ContourSum, Line, StepTransform
+from accountants.engines.periodic import chernoff_widths
 from accountants.engines.quadrature import LossNodes, Precision, loss_nodes
 from accountants.engines.thinning import Steps, thinned
 from accountants.reduction.normal_form import NormalForm
@@ -201,12 +202,7 @@ def place_line(terrain: Terrain, epsilon: float, delta: float, least: float) -> 
     log_delta = math.log(delta)
     parts, cumulants = terrain.parts, terrain.cumulants
     t, log_mass = cumulants.tilts, cumulants.log_mass
-    allowed = -log_delta - math.log(_WRAP_SHARE)
-    # Chernoff at t_j for the wrap of tilt t_i: (K_j - t_j eps + allowed) / (t_j - t_i) for each j > i.
-    gaps = t[None, :] - t[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        right = np.where(gaps > 0, (log_mass - t * epsilon + allowed) / gaps, np.inf)
-    width = np.maximum(allowed / t, right.min(axis=1))
+    width, extra = chernoff_widths(t, log_mass, epsilon, -log_delta - math.log(_WRAP_SHARE))
     noise = log_mass - t * epsilon - log_delta  # log of what rounding is multiplied by
     steps = sum(count for _, count in parts)
     rounding = steps * _STEP_ROUNDING
@@ -219,8 +215,7 @@ def place_line(terrain: Terrain, epsilon: float, delta: float, least: float) -> 
         last = contour.last_frequency(smallest, float(t[i]), math.log(_LOST_SHARE) - float(noise[i]))
         count = last * float(width[i]) / (2 * math.pi) + 2
         if count <= (best.count if best else contour.MOST_FREQUENCIES):
-            extra = float(gaps[i, int(np.argmin(right[i]))])
-            best = Line(float(t[i]), extra, float(width[i]), math.ceil(count))
+            best = Line(float(t[i]), float(extra[i]), float(width[i]), math.ceil(count))
             if not quiet:  # the quietest that will do, not the cheapest
                 break
     return best

@@ -17,6 +17,7 @@ from accountants.best_moment import best_moment
 from accountants.components.component import Direction, LossPair
 from accountants.engines.composition import ComposedLaw, StepSpectrum, Window, combined
 from accountants.engines.lattice import LatticeLaw, dominated, dominating
+from accountants.engines.periodic import chernoff_widths
 from accountants.engines.renyi_bound import log_delta_score
 from accountants.engines.sketch import Sketch
 from accountants.reduction.normal_form import NormalForm
@@ -125,17 +126,12 @@ def place(sketch: Sketch, form: NormalForm, epsilon: float, delta: float, size: 
     top = max(8 * saddle, 2 * float(mild[-1]) if len(mild) else 0.0)
     t = np.geomspace(min(saddle, top / 8) / 30, top, 49)
     log_mass = sketch.log_moments(t)
-    allowed = -log_delta - math.log(_WRAP_SHARE)
-    # Chernoff at t_j for the wrap of tilt t_i: (K_j - t_j eps + allowed) / (t_j - t_i) for each j > i.
-    gaps = t[None, :] - t[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        right = np.where(gaps > 0, (log_mass - t * epsilon + allowed) / gaps, np.inf)
-    width = np.maximum(allowed / t, right.min(axis=1))
+    width, extras = chernoff_widths(t, log_mass, epsilon, -log_delta - math.log(_WRAP_SHARE))
     noise = log_mass - t * epsilon - log_delta
     budget = max(math.log(_ROUNDING_SHARE / 1e-14 / sum(c for _, c in form.counts)), float(noise.min()) + 1)
     best = int(np.argmin(np.where(noise <= budget, width, np.inf)))
-    extra = float(gaps[best, int(np.argmin(right[best]))])
-    return Window(float(t[best]), max(extra, float(t[best]) * 1e-3), _fitted(form, float(width[best]), size), size)
+    tilt, extra = float(t[best]), float(extras[best])
+    return Window(tilt, max(extra, tilt * 1e-3), _fitted(form, float(width[best]), size), size)
 
 
 def _fitted(form: NormalForm, width: float, size: int) -> float:

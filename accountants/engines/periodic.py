@@ -25,8 +25,31 @@ import math
 import numpy as np
 from scipy import optimize
 
+from accountants.components.component import Array
+
 _EPSILON_ROUNDING = 1e-12  # relative, of a root
 _SURE = 1e-12  # relative, of a mass that counts from below
+
+
+def chernoff_widths(t: Array, log_mass: Array, epsilon: float, allowed: float) -> tuple[Array, Array]:
+    """For each tilt, the narrowest period whose other terms stay e^-allowed below 1, and the s that shows it.
+
+    Args:
+        t: tilts to choose from, increasing, shape [M].
+        log_mass: log M(t)^T of each.
+        epsilon: where an answer is wanted.
+        allowed: minus the log of what the other terms may add up to.
+
+    Returns:
+        (width, extra), shape [M]; inf for the greatest tilt, which no other bounds.
+    """
+    # Chernoff at t_j for the terms to the right of tilt t_i: (K_j - t_j eps + allowed) / (t_j - t_i) for each j > i.
+    gaps = t[None, :] - t[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        right = np.where(gaps > 0, (log_mass - t * epsilon + allowed) / gaps, np.inf)
+    at = right.argmin(axis=1)
+    rows = np.arange(len(t))
+    return np.maximum(allowed / t, right[rows, at]), gaps[rows, at]
 
 
 class PeriodicSum(abc.ABC):
@@ -112,7 +135,7 @@ class PeriodicSum(abc.ABC):
                 floor, step = max(floor - step, 0.0), step * 3
         if excess(floor) <= 0:
             return 0.0
-        root = float(optimize.brentq(excess, floor, ceiling, xtol=1e-300, rtol=1e-11))
+        root = float(optimize.brentq(excess, floor, ceiling, xtol=1e-300, rtol=1e-11, maxiter=1000))
         margin = _EPSILON_ROUNDING * (root + self._rounding)
         if self._upper:
             while root < ceiling and excess(root) > 0:
