@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from accountants import queries, solvers
 from accountants.commands import curve_command, explain_command, plan_options
 from accountants.commands.answer import Answer, aligned
+from accountants.commands.one_line_parser import OneLineParser
 from accountants.commands.rounding import bounds, rounded_up
 from accountants.errors import PrivacyError
 from accountants.relation import NeighboringRelation
@@ -36,19 +36,13 @@ _EXAMPLES = {
 }
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line and exit code 2, like those of the commands themselves."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for a question that cannot be answered."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="python -m accountants",
         description="How much privacy DP-SGD spends, with certified bounds. Batches must be Poisson-sampled.",
-        epilog=f"example: python -m accountants epsilon {_EXAMPLES['epsilon']}",
+        epilog=f"example: %(prog)s epsilon {_EXAMPLES['epsilon']}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     register(parser.add_subparsers(title="commands", required=True, metavar="command"))
     arguments = parser.parse_args(argv)
@@ -86,7 +80,11 @@ def _add(
     subparsers: Any, name: str, purpose: str, answer: Callable[[argparse.Namespace], Answer]
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=purpose, description=purpose, epilog=f"example: {name} {_EXAMPLES[name]}"
+        name,
+        help=purpose,
+        description=purpose,
+        epilog=f"example: %(prog)s {_EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # an example on one line can be pasted
     )
     plan_options.add_common(parser)
     parser.set_defaults(run=lambda arguments: _run(parser.prog, answer, arguments))
@@ -124,7 +122,7 @@ def _rate(arguments: argparse.Namespace) -> Answer:
     rate = solvers.sample_rate(epsilon=arguments.epsilon, **plan, **plan_options.common(arguments))
     sizes = {}
     if arguments.dataset_size is not None:
-        sizes["batch_size"] = math.floor(rate * plan_options.dataset_size(arguments))
+        sizes["batch_size"] = plan_options.whole_batch(rate, arguments.dataset_size)
     return _spent(arguments, {"sample_rate": rate} | plan, sizes)
 
 
@@ -142,6 +140,8 @@ def _spent(arguments: argparse.Namespace, plan: dict[str, Any], sizes: dict[str,
         "relation": relation.value,
         "accountant": arguments.accountant,
     }
+    if "epsilon" in arguments:
+        record["budget_epsilon"] = arguments.epsilon
     rows = [
         ("epsilon", bounds(interval)),
         ("delta", repr(arguments.delta)),

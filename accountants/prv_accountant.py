@@ -36,11 +36,12 @@ from accountants.components.component import DIRECTIONS, Array, Direction
 from accountants.engines import gaussian, leaks, one_step, prv_package, renyi_bound
 from accountants.engines.contour_certificate import ContourCertificate, ContourProfile
 from accountants.engines.lattice_certificate import LatticeCertificate, is_separable, log_delta_interval
-from accountants.errors import ParameterError
+from accountants.errors import ParameterError, PrivacyError
 from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm
 from accountants.relation import NeighboringRelation
 
+_CONTRADICTION = 1e-6  # relative, of a lower bound above the upper one, beyond any rounding
 _LOOSE = 0.9  # a lower bound below this share of the upper one is compared with single steps
 _MOST_COMPARED = 64  # of them
 
@@ -84,6 +85,11 @@ class PRVAccountant(Accountant):
             lower, upper = max(lower, low), max(upper, high)
         if upper > 0 and lower < _LOOSE * upper:
             lower = max(lower, _dearest_step(form, delta))
+        if lower > upper * (1 + _CONTRADICTION):
+            raise PrivacyError(
+                f"the bounds on epsilon contradict each other: not below {lower!r}, not above {upper!r}. "
+                "This is a defect of this package: please report the plan. RDPAccountant answers by other means."
+            )
         return Interval(min(lower, upper), upper)
 
     def _delta_interval(self, form: NormalForm, epsilon: float) -> Interval:
@@ -127,7 +133,7 @@ class PRVAccountant(Accountant):
                 bounds = profile.log_delta_interval(epsilon)
                 low, high = bounds or log_delta_interval(form, direction, epsilon, known=lower)
                 lower, upper = max(lower, low), max(upper, high)
-            ceiling = min(1.0, math.exp(min(upper, 0.0)) * (1 + 1e-13))
+            ceiling = min(1.0, max(math.exp(min(upper, 0.0)) * (1 + 1e-13), renyi_bound.LEAST_DELTA))
             intervals.append(Interval(min(math.exp(min(lower, 0.0)) * (1 - 1e-13), ceiling), ceiling))
         return intervals
 

@@ -62,6 +62,7 @@ from accountants.errors import ParameterError
 RenyiCurve = Callable[[Array], Array]  # orders > 1, shape [M], to upper bounds on the divergence, shape [M]
 
 _ROUNDING = 1e-12  # relative
+_LARGEST = 1e6  # mean, as one of its draws is summed up to; shape, as beyond it is as good as Poisson
 _DELTA_MOMENTS = 96  # orders that d is looked for at: any are sound, more are tighter
 _LEAST_TAIL = 2.0**-60  # chance of a draw beyond the last that is told apart
 
@@ -71,8 +72,8 @@ class Repetitions:
     """The law of how many configurations are tried.
 
     Args:
-        mean: E[K], >= 1 (Poisson: > 0), finite; a public number.
-        shape: eta > -1; 0 logarithmic, 1 geometric, math.inf Poisson.
+        mean: E[K], >= 1 (Poisson: > 0), at most a million; a public number.
+        shape: eta > -1, at most a million or math.inf; 0 logarithmic, 1 geometric, math.inf Poisson.
 
     Raises:
         ParameterError: mean or shape out of range.
@@ -90,11 +91,15 @@ class Repetitions:
         shape = arguments.real("shape", self.shape, remedy=remedy)
         if not shape > -1:
             raise ParameterError(f"shape must be > -1, got {shape!r}. {remedy}")
+        if _LARGEST < shape < math.inf:
+            raise ParameterError(f"shape must be at most {_LARGEST:g}, or math.inf, got {shape!r}. Use math.inf.")
         remedy = "Give the expected number of runs, for example 20."
         mean = arguments.real("mean", self.mean, remedy=remedy)
         least = "> 0" if shape == math.inf else ">= 1, as at least one run is made,"
         if not (0 < mean < math.inf) or (mean < 1 and shape < math.inf):
             raise ParameterError(f"mean must be {least} and finite, got {mean!r}. {remedy}")
+        if mean > _LARGEST:
+            raise ParameterError(f"mean must be at most {_LARGEST:g}, got {mean!r}. {remedy}")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "mean", mean)
 
@@ -120,7 +125,7 @@ class Repetitions:
 
     def log_probability(self, count: ArrayLike) -> Array:
         """log P(K = count), shape as count; -inf below the least count."""
-        k = np.asarray(count, dtype=np.float64)
+        k = arguments.reals("count", count, remedy="Give numbers of runs, for example [1, 2, 3].")
         if self.shape == math.inf:
             log_p = k * math.log(self.mean) - self.mean - special.gammaln(np.maximum(k, 0) + 1)
             return np.where(k >= 0, log_p, -np.inf)
@@ -169,9 +174,7 @@ class Repetitions:
         Raises:
             ParameterError: an order that is not above 1 and finite.
         """
-        alpha = np.asarray(orders, dtype=np.float64)
-        if not np.all(np.isfinite(alpha) & (alpha > 1)):
-            raise ParameterError(f"orders must be finite and > 1, got {orders!r}. Give orders such as [1.5, 2, 64].")
+        alpha = arguments.orders(orders)
         t = alpha.ravel() - 1
         bound = self._poisson(curve, t) if self.shape == math.inf else self._negative_binomial(curve, t)
         return (bound * (1 + _ROUNDING)).reshape(alpha.shape)

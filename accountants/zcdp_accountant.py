@@ -35,6 +35,7 @@ from accountants import arguments
 from accountants.accountant import Accountant
 from accountants.components.component import Component
 from accountants.components.finite import FiniteOutcomes
+from accountants.components.labelled import Labelled
 from accountants.components.moments_only import Concentrated
 from accountants.components.sampled_noise import SampledNoise
 from accountants.components.shift_mixture import ShiftMixture
@@ -43,6 +44,8 @@ from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm
 
 _ROUNDING = 1e-13  # relative; the formulas are a handful of operations
+_ITERATIONS = 5000  # more than halving takes across the range of a double
+_SMALLEST = 1e-100  # of rho unless it is 0: smaller ones are taken as this, for the root finders' sake
 _LARGEST = 1e100  # of rho and xi: beyond, nothing is private and squares leave the range of a double
 
 
@@ -65,22 +68,27 @@ def zcdp_epsilon(rho: float, delta: float, xi: float = 0.0) -> float:
         4.7284
     """
     rho, xi, delta = _size("rho", rho), _size("xi", xi), arguments.delta(delta)
+    rho = max(rho, _SMALLEST) if rho > 0 else 0.0
     if max(rho, xi) > _LARGEST:
         return math.inf
     if rho == 0 and xi == 0:
         return 0.0
-    t, target = best_moment(rho, delta), -math.log(delta)
+    t, target = best_moment_of_rho(rho, delta), -math.log(delta)
     terms = (xi, rho * (1 + t), -math.log1p(1 / t), (target - math.log1p(t)) / t)
     return max(0.0, math.fsum(terms) + _ROUNDING * math.fsum(map(abs, terms)))
 
 
-def best_moment(rho: float, delta: float) -> float:
+def best_moment_of_rho(rho: float, delta: float) -> float:
     """t > 0 such that order 1 + t proves the least epsilon at `delta` for rho-zCDP: the root above."""
     target = -math.log(delta)
     top = math.expm1(target)  # where log(1 + t) alone reaches the target
     if rho > 0:
         top = min(top, math.sqrt(target / rho))
-    return float(optimize.brentq(lambda t: rho * t * t + math.log1p(t) - target, 0.0, top * (1 + 1e-9), rtol=1e-12))
+
+    def excess(t: float) -> float:
+        return rho * t * t + math.log1p(t) - target
+
+    return float(optimize.brentq(excess, 0.0, top * (1 + 1e-9), rtol=1e-12, maxiter=_ITERATIONS))
 
 
 def zcdp_delta(rho: float, epsilon: float, xi: float = 0.0) -> float:
@@ -101,7 +109,8 @@ def zcdp_delta(rho: float, epsilon: float, xi: float = 0.0) -> float:
         >>> zcdp_delta(0.5, zcdp_epsilon(0.5, 1e-5)) <= 1.00001e-5
         True
     """
-    rho, xi, epsilon = _size("rho", rho), _size("xi", xi), arguments.epsilon(epsilon)
+    rho, xi, epsilon = _size("rho", rho), _size("xi", xi), min(arguments.epsilon(epsilon), _LARGEST)
+    rho = max(rho, _SMALLEST) if rho > 0 else 0.0
     if max(rho, xi) > _LARGEST:
         return 1.0
     if rho == 0 and epsilon >= xi:
@@ -114,7 +123,7 @@ def zcdp_delta(rho: float, epsilon: float, xi: float = 0.0) -> float:
     # At the low end log(1 + 1/t) exceeds what the rest can reach, at the high end 2 rho t does.
     low = -(max(-beyond, 0.0) + 2 * rho + 1)
     high = math.log((max(beyond, 0.0) + 1) / rho + 1) if rho > 0 else -math.log(math.expm1(-beyond)) + 1
-    t = math.exp(max(optimize.brentq(slope, low, high, xtol=1e-10), -700.0))
+    t = math.exp(max(optimize.brentq(slope, low, high, xtol=1e-10, maxiter=_ITERATIONS), -700.0))
     terms = (t * (xi + rho * (1 + t) - epsilon), -t * math.log1p(1 / t), -math.log1p(t))
     return math.exp(min(0.0, math.fsum(terms) + _ROUNDING * math.fsum(map(abs, terms))))
 
@@ -169,6 +178,8 @@ def concentration(component: Component) -> tuple[float, float]:
             return _from_distance(_sampled_loss(component.rate, 1 / component.scale))
         case ShiftMixture(noise="gaussian" | "discrete_gaussian", present=((there, _),), absent=((here, _),)):
             return _from_distance((there - here) / component.scale)
+        case Labelled(parts=((_, only),)):
+            return concentration(only)
         case FiniteOutcomes() if all(math.isfinite(outcome.loss) for outcome in component.outcomes):
             return _from_distance(max(abs(outcome.loss) for outcome in component.outcomes))
     raise UnsupportedEventError(

@@ -8,12 +8,12 @@ dpdl calibrate --epsilon 3 --delta 1e-5 --batch-size 256 --dataset-size 60000 --
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 
 import accountants.cli
+from accountants.commands.one_line_parser import OneLineParser
 from dpdl import train_command
 from dpdl.errors import PrivacyError
 
@@ -24,7 +24,7 @@ EXIT_ERROR = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code. Errors that the project raises on purpose print as one line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="dpdl",
         description="Differentially private deep learning.",
         epilog="Each command explains itself: dpdl train --help",

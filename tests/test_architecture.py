@@ -9,7 +9,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,21 @@ import accountants
 import dpdl
 
 ROOT = Path(__file__).parent.parent
-RINGS = ("values", "stages", "composition", "applications")
-FACADES = {"dpdl/__init__.py", "dpdl/__main__.py"}  # re-export or start; they hold no logic
+RINGS = {
+    "dpdl": ("values", "stages", "composition", "applications"),
+    "accountants": (
+        "facts",
+        "what ran",
+        "mechanisms",
+        "proofs",
+        "bounds",
+        "interfaces",
+        "questions",
+        "readings",
+        "answers",
+    ),
+}
+FACADES = {"__init__.py", "__main__.py"}  # of a package: re-export or start; they hold no logic
 LINES = 450
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "stuff"}
 # Third parties that a user may do without: only where their feature is.
@@ -53,11 +66,11 @@ def imports_of(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def rings() -> dict[str, int]:
-    """First-level module of `dpdl` to its ring's number, from the table in CONTRIBUTING.md."""
+def rings(package: str) -> dict[str, int]:
+    """First-level module of a package to its ring's number, from its table in CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     found: dict[str, int] = {}
-    for number, ring in enumerate(RINGS):
+    for number, ring in enumerate(RINGS[package]):
         row = re.search(rf"^\| {ring} \| (.+) \|$", text, re.MULTILINE)
         assert row is not None, f"CONTRIBUTING.md has no row for the ring '{ring}'"
         for name in re.findall(r"`(\w+)/?`", row[1]):
@@ -68,30 +81,42 @@ def rings() -> dict[str, int]:
 
 def module_of(path: Path) -> str:
     """`dpdl/sampling/poisson.py` and `dpdl/plan.py` to "sampling" and "plan"."""
-    return path.relative_to(ROOT / "dpdl").parts[0].removesuffix(".py")
+    return path.relative_to(ROOT).parts[1].removesuffix(".py")
 
 
-def inner_files() -> list[Path]:
-    return [path for path in sources("dpdl") if relative(path) not in FACADES]
+def inner_files(*packages: str) -> list[Path]:
+    return [path for path in sources(*packages) if path.relative_to(ROOT).parts[1] not in FACADES]
 
 
-def test_every_module_stands_in_the_table_and_the_table_names_no_others() -> None:
-    there = {module_of(path) for path in inner_files()}
-    assert there == set(rings()), f"in neither or only one: {there ^ set(rings())}"
+def inside_out(path: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names imported by a file that stand in a ring outside its own."""
+    package = path.relative_to(ROOT).parts[0]
+    ring = rings(package)
+    own = [name.split(".")[1] for name in names if name.startswith(f"{package}.")]
+    unplaced = {module_of(path), *own} - set(ring)
+    assert not unplaced, f"{unplaced} in no ring of {package}"
+    return [f"{name} ({RINGS[package][ring[name]]})" for name in own if ring[name] > ring[module_of(path)]]
 
 
-@pytest.mark.parametrize("path", inner_files(), ids=relative)
+@pytest.mark.parametrize("package", RINGS)
+def test_every_module_stands_in_the_table_and_the_table_names_no_others(package: str) -> None:
+    there = {module_of(path) for path in inner_files(package)}
+    assert there == set(rings(package)), f"in neither or only one: {there ^ set(rings(package))}"
+
+
+@pytest.mark.parametrize("path", inner_files("dpdl", "accountants"), ids=relative)
 def test_imports_point_inward(path: Path) -> None:
-    ring = rings()
-    here = ring.get(module_of(path), len(RINGS))
-    for name in imports_of(path):
-        package, _, rest = name.partition(".")
-        if package == "dpdl" and rest:
-            there = ring[rest.split(".")[0]]
-            assert there <= here, f"{relative(path)} ({RINGS[here]}) imports {name} ({RINGS[there]})"
+    assert not inside_out(path, imports_of(path)), f"{relative(path)} imports outward"
 
 
-@pytest.mark.parametrize("path", inner_files(), ids=relative)
+def test_an_import_that_points_outward_would_be_found() -> None:
+    event = ROOT / "accountants" / "events" / "noise.py"
+    assert inside_out(event, ["accountants.engines.lattice"]) == ["engines (bounds)"]
+    assert inside_out(ROOT / "dpdl" / "plan.py", ["dpdl.private", "dpdl.types"]) == ["private (composition)"]
+    assert inside_out(event, ["accountants.errors", "accountants.events.event", "numpy"]) == []
+
+
+@pytest.mark.parametrize("path", inner_files("dpdl"), ids=relative)
 def test_the_core_needs_few_other_packages_and_features_keep_theirs_to_themselves(path: Path) -> None:
     for name in imports_of(path):
         package = name.split(".")[0]
@@ -99,7 +124,7 @@ def test_the_core_needs_few_other_packages_and_features_keep_theirs_to_themselve
             continue
         if package in OPTIONAL:
             assert any(relative(path).startswith(place) for place in OPTIONAL[package]), (path, name)
-        elif rings().get(module_of(path), len(RINGS)) < RINGS.index("applications"):
+        elif rings("dpdl")[module_of(path)] < RINGS["dpdl"].index("applications"):
             assert package in CORE, f"{relative(path)} imports {package}"
 
 
@@ -160,7 +185,7 @@ def test_a_module_says_what_it_is_and_what_it_gives(path: Path) -> None:
         assert not logic, f"{relative(path)} holds logic"
 
 
-@pytest.mark.parametrize("path", sources("dpdl"), ids=relative)
+@pytest.mark.parametrize("path", sources("dpdl", "accountants"), ids=relative)
 def test_no_exception_is_swallowed_whole(path: Path) -> None:
     """`except Exception` hides what it does not know; `except BaseException` may only clean up and raise."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -194,6 +219,9 @@ SIGNATURES: dict[str, str] = {
     "accountants.delta": "* noise_multiplier sample_rate steps epsilon accountant relation",
     "accountants.noise_multiplier": "* epsilon delta sample_rate steps accountant relation",
     "accountants.steps": "* epsilon delta noise_multiplier sample_rate accountant relation",
+    "accountants.sample_rate": "* epsilon delta noise_multiplier steps accountant relation",
+    "accountants.epsilon_curve": "* noise_multiplier sample_rate steps delta accountant relation",
+    "accountants.trade_off": "event alpha * accountant relation",
     "accountants.Gaussian": "noise_multiplier",
     "accountants.Laplace": "scale",
     "accountants.PoissonSampled": "sample_rate event",
@@ -230,16 +258,30 @@ def test_execution_has_the_promised_fields_and_defaults() -> None:
 
 
 def test_relations_default_to_adding_or_removing() -> None:
-    for name in ("epsilon", "interval", "delta", "noise_multiplier", "steps"):
+    questions = (
+        "epsilon",
+        "interval",
+        "delta",
+        "epsilon_curve",
+        "noise_multiplier",
+        "steps",
+        "sample_rate",
+        "trade_off",
+    )
+    for name in questions:
         relation = inspect.signature(getattr(accountants, name)).parameters["relation"].default
         assert accountants.NeighboringRelation.of(relation) is accountants.NeighboringRelation.ADD_OR_REMOVE
 
 
-@pytest.mark.parametrize("accountant", ["RDPAccountant", "PRVAccountant", "GDPAccountant"])
+@pytest.mark.parametrize("accountant", ["RDPAccountant", "PRVAccountant", "GDPAccountant", "ZCDPAccountant"])
 def test_accountants_share_one_interface(accountant: str) -> None:
     kind = getattr(accountants, accountant)
-    assert {"compose", "epsilon", "delta", "interval"} <= set(dir(kind))
-    assert kind().compose(accountants.Gaussian(1.0) * 2).event.events
+    promised = ("epsilon", "delta", "interval", "delta_interval", "delta_curve", "trade_off")
+    for name in promised:
+        assert next(iter(inspect.signature(getattr(kind, name)).parameters)) == "self", name
+    spent = kind().compose(accountants.Gaussian(1.0) * 2)
+    assert spent.event.events
+    assert 0 < spent.trade_off(0.1) < 0.9
 
 
 @pytest.mark.parametrize("package", [dpdl, accountants], ids=lambda p: p.__name__)

@@ -55,7 +55,7 @@ from accountants.events import Event, Repeated
 from accountants.rdp_accountant import rdp
 from accountants.reduction.normal_form import normal_form
 from accountants.relation import NeighboringRelation
-from accountants.zcdp_accountant import best_moment, concentration, zcdp_epsilon
+from accountants.zcdp_accountant import best_moment_of_rho, concentration, zcdp_epsilon
 
 FilterKind = Literal["rdp", "gdp", "zcdp"]
 
@@ -302,7 +302,7 @@ def renyi_budget(t: Array, epsilon: float, delta: float) -> Array:
 
 def order_for_budget(epsilon: float, delta: float) -> float:
     """The order at which Gaussian noise may be spent longest: that of the Gaussian whose epsilon is the budget's."""
-    return 1 + best_moment(_rho_budget(epsilon, delta), delta)
+    return 1 + best_moment_of_rho(_rho_budget(epsilon, delta), delta)
 
 
 def order_for_plan(planned: Event, *, epsilon: float, delta: float, relation: NeighboringRelation) -> float:

@@ -63,6 +63,8 @@ from accountants.relation import NeighboringRelation
 
 DEFAULT_LEVELS = 512
 _LEAST_LEVEL = 1e-3  # of the clip norm: smaller norms are charged as this one, a millionth of the full divergence
+_MOST_ENTRIES = 10**9  # of the array of size * orders: 8 GB
+_MOST_LEVELS = 10**4
 _ROWS = 512  # examples charged at a time: their temporary array stays in the cache
 
 
@@ -92,7 +94,7 @@ class IndividualAccountant:
         levels: int = DEFAULT_LEVELS,
         relation: NeighboringRelation | str = NeighboringRelation.ADD_OR_REMOVE,
     ) -> None:
-        self._size = _positive("size", size)
+        self._size = arguments.positive_whole("size", size, remedy="Count the examples.")
         self._orders = valid_orders(orders)
         self._relation = NeighboringRelation.of(relation)
         if self._relation is NeighboringRelation.REPLACE_ONE:
@@ -101,7 +103,15 @@ class IndividualAccountant:
                 "Use relation='add_or_remove'."
             )
         # From least to most; index 0 is norm 0, which costs nothing.
-        self._levels = np.concatenate([[0.0], np.geomspace(_LEAST_LEVEL, 1.0, _positive("levels", levels))])
+        count = arguments.positive_whole("levels", levels, remedy="Give an int >= 1, or leave it out.")
+        if count > _MOST_LEVELS:
+            raise ParameterError(f"levels must be at most {_MOST_LEVELS}, got {count}. A few hundred lose about 1 %.")
+        if self._size * len(self._orders) > _MOST_ENTRIES:
+            raise ParameterError(
+                f"size must be at most {_MOST_ENTRIES // len(self._orders)} with {len(self._orders)} orders, got "
+                f"{self._size}. Give fewer orders, or keep an account for each part of the examples."
+            )
+        self._levels = np.concatenate([[0.0], np.geomspace(_LEAST_LEVEL, 1.0, count)])
         self._levels[-1] = 1.0
         self._spent = np.zeros((self._size, len(self._orders)))
         self._steps = 0
@@ -235,7 +245,8 @@ class IndividualAccountant:
         clip = arguments.real("max_grad_norm", max_grad_norm, remedy="Give the clip norm, for example 1.0.")
         if not 0 < clip < math.inf:
             raise ParameterError(f"max_grad_norm must be > 0 and finite, got {clip!r}. Give the clip norm.")
-        given = np.asarray(norms, dtype=np.float64)
+        remedy = "Give one L2 norm for each example."
+        given = arguments.reals("norms", norms, remedy=remedy, nan_allowed=True)
         whose = self._indices(indices)
         wanted = self._size if whose is None else len(whose)
         if given.shape != (wanted,):
@@ -257,18 +268,19 @@ class IndividualAccountant:
     def _indices(self, indices: ArrayLike | None) -> NDArray[np.intp] | None:
         if indices is None:
             return None
-        whose = np.asarray(indices)
-        if whose.size == 0:
-            whose = whose.astype(np.intp)
-        if whose.ndim != 1 or not np.issubdtype(whose.dtype, np.integer):
-            raise ParameterError(f"indices must be a list of ints, got {indices!r}.")
+        remedy = "Give a list of ints, for example [0, 3]."
+        arguments.reals("indices", indices, remedy=remedy)
+        given = np.asarray(indices)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise ParameterError(f"indices must be a list of ints, got {arguments.shown(indices)}. {remedy}")
+        whose = given.astype(np.intp)
         if whose.size and (whose.min() < 0 or whose.max() >= self._size):
             raise ParameterError(
                 f"indices must be from 0 to {self._size - 1}, got {whose.min()} to {whose.max()}. Check the size."
             )
         if len(np.unique(whose)) < len(whose):
             raise ParameterError("indices must name each example at most once: one step charges an example once.")
-        return whose.astype(np.intp)
+        return whose
 
     def _rows(self, indices: ArrayLike | None) -> Array:
         whose = self._indices(indices)
@@ -322,10 +334,3 @@ class _Budget:
                 f"spent. Give orders around {order_for_budget(epsilon, delta):.4g}."
             )
         return cls(epsilon=epsilon, delta=delta, at=at, divergence=float(divergences[at]) * (1 - 1e-12))
-
-
-def _positive(name: str, value: object) -> int:
-    number = arguments.whole(name, value, remedy="Give an int >= 1.")
-    if number == 0:
-        raise ParameterError(f"{name} must be >= 1, got 0. Give an int >= 1.")
-    return number

@@ -200,11 +200,13 @@ def valid_orders(orders: ArrayLike | None) -> tuple[float, ...]:
     """
     if orders is None:
         return DEFAULT_ORDERS
-    values = np.asarray(orders, dtype=np.float64)
-    if values.ndim != 1 or not len(values) or not np.all(np.isfinite(values) & (values > 1)):
-        raise ParameterError(f"orders must be a list of finite numbers > 1, got {orders!r}. Give such as [2, 8, 32].")
+    values = arguments.orders(orders)
+    if values.ndim != 1 or not len(values):
+        raise ParameterError(f"orders must be a list of numbers, got {arguments.shown(orders)}. Give [2, 8, 32].")
     if len(np.unique(values)) < len(values):
-        raise ParameterError(f"orders must differ from each other, got {orders!r}.")
+        raise ParameterError(
+            f"orders must differ from each other, got {arguments.shown(orders)}. Leave repeated ones out."
+        )
     return tuple(sorted(float(value) for value in values))
 
 

@@ -14,7 +14,7 @@ from accountants import queries
 from accountants.commands import plan_options
 from accountants.commands.answer import Answer, aligned
 from accountants.commands.figure import plot_trade_off
-from accountants.commands.rounding import bounds, percent_up
+from accountants.commands.rounding import bounds, percent_up, rounded_up
 from accountants.events import Event, Group
 from accountants.interval import Interval
 from accountants.meaning import attacks
@@ -96,8 +96,9 @@ def _group(event: Event, size: int, delta: float, asked: dict[str, Any]) -> dict
 
 
 def _text(record: dict[str, Any], epsilon: str, relation: NeighboringRelation) -> str:
+    noise = rounded_up(record["noise_multiplier"], 6)
     plan = [
-        ("released", f"{record['steps']} noisy steps, noise multiplier {record['noise_multiplier']:.6g}"),
+        ("released", f"{record['steps']} noisy steps, noise multiplier {noise}"),
         ("sampling", plan_options.sampling_phrase(record["sample_rate"])),
         ("protected", f"{relation.phrase}; by the accountant {record['accountant']!r}"),
         ("epsilon", f"{epsilon}, at delta {record['delta']!r}"),

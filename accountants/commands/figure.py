@@ -68,7 +68,7 @@ def plot_trade_off(alpha: Array, beta: Array, *, relation: NeighboringRelation, 
     """
     figure, axes = _axes()
     axes.fill_between(alpha, np.zeros(len(alpha)), beta, color=_SHADE, label="out of any attacker's reach")
-    axes.plot(alpha, beta, color=_CURVE, linewidth=2, label="no attack is below this")
+    axes.plot(alpha, beta, color=_CURVE, linewidth=2, label="least error of any attack")
     axes.plot([0, 1], [1, 0], color="0.5", linestyle=":", label="guessing without looking")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import math
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from accountants.commands.rounding import rounded_down
 from accountants.errors import ParameterError
+from accountants.queries import AccountantName
 from accountants.relation import NeighboringRelation
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Delta, accountant, relation, and JSON: what every question needs."""
     add(parser, "--delta", float, "in (0, 1), well below 1 / dataset size", required=True)
-    parser.add_argument("--accountant", default="prv", help="prv (default: certified, tight), rdp or gdp")
+    parser.add_argument(
+        "--accountant",
+        default="prv",
+        help=f"{', '.join(get_args(AccountantName))}; %(default)s, certified and tight, by default",
+    )
     parser.add_argument(
         "--relation",
         default=NeighboringRelation.ADD_OR_REMOVE.value,
@@ -89,16 +97,26 @@ def rate(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"sample_rate": batch / size}
 
 
-def dataset_size(arguments: argparse.Namespace) -> int:
-    """The number of examples, where it was given."""
-    if arguments.dataset_size < 1:
-        raise ParameterError(f"--dataset-size must be at least 1, got {arguments.dataset_size}. Count the examples.")
-    return int(arguments.dataset_size)
+def whole_batch(sample_rate: float, dataset_size: int) -> int:
+    """The largest whole number of examples, at least 1, such that batch / dataset_size <= `sample_rate`.
+
+    Raises:
+        ParameterError: no data, or fewer than one example a batch.
+    """
+    if dataset_size < 1:
+        raise ParameterError(f"--dataset-size must be at least 1, got {dataset_size}. Count the examples.")
+    batch = math.floor(Fraction(sample_rate) * dataset_size)  # exactly: batch / dataset_size must not exceed the rate
+    if batch < 1:
+        raise ParameterError(
+            f"no whole batch fits the budget: rate {rounded_down(sample_rate, 6)} of {dataset_size} examples is less "
+            "than one a batch. Add noise, take fewer steps, or ask without --dataset-size."
+        )
+    return batch
 
 
 def sampling_phrase(sample_rate: float) -> str:
-    """The sampling as reports say it."""
-    return f"Poisson, rate {sample_rate:.6g}"
+    """The sampling as reports say it, the rate rounded down: whoever copies it spends no more than the answer says."""
+    return f"Poisson, rate {rounded_down(sample_rate, 6)}"
 
 
 def step_count(arguments: argparse.Namespace) -> int:

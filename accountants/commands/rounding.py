@@ -9,7 +9,12 @@ from accountants.interval import Interval
 
 
 def rounded_up(value: float, digits: int = 5) -> str:
-    """`value` to `digits` significant digits, never below it."""
+    """`value` to `digits` significant digits, never below it.
+
+    Example:
+        >>> rounded_up(2.38512156), rounded_up(3.0), rounded_up(1.23456789e9), rounded_up(1e-7)
+        ('2.3852', '3.0', '1.2346e+09', '1e-07')
+    """
     return _rounded(value, decimal.ROUND_CEILING, digits)
 
 
@@ -22,13 +27,11 @@ def percent_up(value: float, digits: int = 4) -> str:
     """A probability as a percentage with `digits` significant digits, never below it.
 
     Example:
-        >>> percent_up(0.0123456), percent_up(1.0), percent_up(1e-9)
-        ('1.235 %', '100 %', '1.001e-7 %')
+        >>> percent_up(0.0123456), percent_up(1.0), percent_up(1e-9), percent_up(0.7)
+        ('1.235 %', '100 %', '1e-07 %', '70 %')
     """
-    exact = decimal.Decimal(value).scaleb(2)
-    short = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING).create_decimal(exact)
-    shown = min(short, decimal.Decimal(100)).normalize()
-    return f"{shown:f} %" if shown == 0 or shown > decimal.Decimal("1e-5") else f"{shown:e} %"
+    short = _short(value, decimal.ROUND_CEILING, digits).scaleb(2)
+    return f"{_written(min(short, decimal.Decimal(100)).normalize())} %"
 
 
 def bounds(interval: Interval) -> str:
@@ -39,8 +42,19 @@ def bounds(interval: Interval) -> str:
 
 
 def _rounded(value: float, direction: str, digits: int) -> str:
-    """Without an exponent for everyday sizes."""
     if value == 0 or math.isinf(value):
         return "0" if value == 0 else "inf"
-    short = decimal.Context(prec=digits, rounding=direction).create_decimal(decimal.Decimal(repr(value)))
-    return f"{short:f}" if 1e-6 < value < 1e9 else str(short)
+    return _written(_short(value, direction, digits))
+
+
+def _short(value: float, direction: str, digits: int) -> decimal.Decimal:
+    """The decimal that Python shows for `value`, cut to `digits`: 0.7 is 0.7, not the double just below it."""
+    exact = decimal.Decimal(repr(float(value)))
+    return decimal.Context(prec=digits, rounding=direction).create_decimal(exact)
+
+
+def _written(number: decimal.Decimal) -> str:
+    """Without an exponent for everyday sizes; else as Python writes floats."""
+    if number == 0 or decimal.Decimal("1e-4") <= number < decimal.Decimal("1e9"):
+        return f"{number:f}"
+    return f"{float(number):.{len(number.as_tuple().digits) - 1}e}"

@@ -36,6 +36,11 @@ class LossPair(abc.ABC):
         """Whether P and Q have point masses at both ends of the support."""
         return False
 
+    @property
+    def infinite(self) -> float:
+        """P-mass at infinite loss, or less."""
+        return 0.0
+
     @abc.abstractmethod
     def tails(self, mass: float) -> tuple[float, float]:
         """(low, high) such that P puts at most about `mass` below low and above high; high is not infinite."""

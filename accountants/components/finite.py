@@ -123,6 +123,11 @@ class FinitePair(LossPair):
         return float(losses[0]), float(losses[-1])
 
     @property
+    def infinite(self) -> float:
+        """P's mass that Q has not."""
+        return math.fsum(outcome.p for outcome in self.outcomes if outcome.loss == math.inf)
+
+    @property
     def has_atoms(self) -> bool:
         """All mass is in atoms, those at both ends of the support included."""
         return True

@@ -8,6 +8,7 @@ what neighbours are known to attain is stated apart; with a single label, that i
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from scipy import special
@@ -68,6 +69,11 @@ class LabelledPair(LossPair):
         low, high = self.support
         atomic = [pair.support for _, pair in self.parts if pair.has_atoms]
         return any(end[0] == low for end in atomic) and any(end[1] == high for end in atomic)
+
+    @property
+    def infinite(self) -> float:
+        """Weighted sum."""
+        return math.fsum(weight * pair.infinite for weight, pair in self.parts)
 
     def tails(self, mass: float) -> tuple[float, float]:
         """The widest of the parts' tails, each at its share of `mass`."""

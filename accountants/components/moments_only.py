@@ -6,12 +6,14 @@ Their curves hold for either direction.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
 from accountants.components.component import Array, Component, Direction
 
 _ROUNDING = 1e-14  # relative
+_LARGEST = 1e300  # a divergence that stands for any larger one: none is proved by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +70,16 @@ class SkellamVectorNoise(Component):
         t = np.asarray(t, dtype=np.float64)
         below = np.floor(t)
         part = t - below
-        moments: Array = (1 - part) * self._at_whole(below) + part * self._at_whole(below + 1)
-        return moments * (1 + _ROUNDING)
+        with np.errstate(over="ignore"):
+            chord = (1 - part) * self._at_whole(below) + part * self._at_whole(below + 1)
+        moments: Array = np.where(np.isfinite(chord), chord * (1 + _ROUNDING), np.inf)
+        return moments
 
     def _at_whole(self, t: Array) -> Array:
-        v, l1, l2 = self.variance, self.l1, self.l2
+        # Ratios first: squares of lengths may leave the range of a double.
+        square = (self.l2 / math.sqrt(self.variance)) ** 2
+        linear = self.l1 / self.variance
         with np.errstate(over="ignore"):
-            extra = np.minimum(((2 * t + 1) * l2 * l2 + 6 * l1) / (4 * v) / v, 3 * l1 / (2 * v))
-            moments: Array = t * ((1 + t) * l2 * l2 / (2 * v) + extra)
-        return np.where(t == 0, 0.0, moments)
+            extra = np.minimum(((2 * t + 1) * square + 6 * linear) / (4 * self.variance), 1.5 * linear)
+            moments: Array = t * ((1 + t) * square / 2 + np.minimum(extra, _LARGEST))
+        return moments

@@ -149,13 +149,16 @@ def _normal_masses(z: Array) -> Array:
 def _laplace_cells(component: SampledNoise, levels: Array) -> tuple[Array, Array]:
     rate, reach = component.rate, 1 / component.scale
     u = np.clip(_unsampled_loss(rate, levels), -reach, reach)
-    low, width = u[:-1], np.diff(u)
-    absent = 0.5 * np.exp(-(low + reach) / 2) * -np.expm1(-width / 2)
-    present = 0.5 * np.exp((low - reach) / 2) * np.expm1(width / 2)
+    low, high, share = u[:-1], u[1:], -np.expm1(-np.diff(u) / 2)
+    absent = 0.5 * np.exp(-(low + reach) / 2) * share
+    present = 0.5 * np.exp((high - reach) / 2) * share
     least, most = _support(component)
     at_least = (levels[:-1] <= least) & (levels[1:] > least)
     at_most = (levels[:-1] < most) & (levels[1:] >= most)
     far = 0.5 * math.exp(-reach)
     absent += 0.5 * at_least + far * at_most
     present += far * at_least + 0.5 * at_most
+    # Levels beyond the support may have been rounded to just inside it.
+    outside = (levels[:-1] > most) | (levels[1:] < least)
+    absent[outside] = present[outside] = 0.0
     return (1 - rate) * absent + rate * present, absent

@@ -128,6 +128,7 @@ class ShiftMixturePair(LossPair):
             below = 0.5 * sum(weight * math.exp(left - shift) for shift, weight in law)
             above = 0.5 * sum(weight * math.exp(shift - right) for shift, weight in law)
             masses: Array = _masses(law, outcomes, laplace_masses) + below * at_least + above * at_most
+            masses[(levels[:-1] > most) | (levels[1:] < least)] = 0.0  # levels may be rounded to inside the support
             return masses
 
         return with_ends(mixture.present), with_ends(mixture.absent)
@@ -188,6 +189,7 @@ def _inverted(mixture: Mixture, levels: Array) -> Array:
     part = (levels - losses[right - 1]) / np.where(rise > 0, rise, 1.0)
     guess = low + np.clip(part, 0.0, 1.0) * (high - low)
     result = guess.copy()
+    unit = min(1.0, float(losses[-1] - losses[0]))
     active = np.arange(len(levels))
     for _ in range(_MOST_ITERATIONS):
         value, slope = mixture.losses_and_slopes(guess)
@@ -198,7 +200,7 @@ def _inverted(mixture: Mixture, levels: Array) -> Array:
         newton = guess - residual / np.maximum(slope, 1e-300)
         better = np.where((newton >= low) & (newton <= high), newton, middle)
         result[active] = better
-        open_still = (np.abs(residual) > _ROUNDING * (1 + np.abs(value))) & (middle > low) & (middle < high)
+        open_still = (np.abs(residual) > _ROUNDING * (unit + np.abs(value))) & (middle > low) & (middle < high)
         if not open_still.any():
             break
         active, guess = active[open_still], better[open_still]

@@ -166,16 +166,24 @@ class ContourProfile:
         delta = _FIRST_DELTA
         best: tuple[float, float] | None = None
         for _ in range(_ATTEMPTS):
-            laws, delta = self._built(self._steps, epsilon, delta)
+            laws, cut_for = self._built(self._steps, epsilon, delta)
             if laws is None:
                 break
             bounds = self._bounds(laws, epsilon)
             if best is None or bounds[1] - bounds[0] < best[1] - best[0]:
                 best, self._laws = bounds, laws
-            if best[1] - best[0] <= _AIM_DELTA:
+            closer = math.exp(max(min(bounds[1], math.log(0.5)), math.log(_LEAST_DELTA)))
+            if best[1] - best[0] <= _AIM_DELTA or abs(math.log(closer / delta)) < _SETTLED:
                 break
-            delta = math.exp(max(min(bounds[1], math.log(0.5)), math.log(_LEAST_DELTA)))
-        return best if best is not None and best[1] - best[0] <= _NARROW_DELTA else None
+            delta = closer
+        if best is None or best[1] - best[0] <= _NARROW_DELTA or len(self._steps) > _MOST_EXTENDED:
+            return best if best is not None and best[1] - best[0] <= _NARROW_DELTA else None
+        assert self._laws is not None
+        finer = ContourLaws.of(self._steps, self._direction, cut_for, self._laws.line, "extended")
+        if finer is None:
+            return None
+        best, self._laws = self._bounds(finer, epsilon), finer
+        return best if best[1] - best[0] <= _NARROW_DELTA else None
 
     def _built(self, steps: Steps, epsilon: float, delta: float) -> tuple[ContourLaws | None, float]:
         """Laws for the delta that is to be expected, starting from another."""

@@ -13,11 +13,14 @@ import math
 from scipy import optimize, special
 
 ROUNDING = 1e-12  # relative; log_ndtr and the root finder are good to about 1e-14
+_FAR = 1e3  # e to minus this is 0 as a double
 
 
 def log_delta(mu: float, epsilon: float) -> float:
     """log delta(epsilon) for mu > 0, accurate in relative terms wherever delta is above 1e-300."""
     near, far = special.log_ndtr(mu / 2 - epsilon / mu), epsilon + special.log_ndtr(-mu / 2 - epsilon / mu)
+    if near == -math.inf:
+        return -math.inf
     gap = float(far - near)
     if gap >= 0:
         return -math.inf  # rounding: delta is below 1e-15 of its own leading term
@@ -30,7 +33,7 @@ def delta_bounds(mu: float, epsilon: float) -> tuple[float, float]:
         return 0.0, 0.0
     near = float(special.log_ndtr(mu / 2 - epsilon / mu))
     # Subtracting two logarithms that agree to many digits loses them: the slack grows with their size.
-    slack = ROUNDING * math.exp(min(near, 0.0)) * (1 + abs(near))
+    slack = ROUNDING * math.exp(min(near, 0.0)) * (1 + min(abs(near), _FAR))
     value = math.exp(log_delta(mu, epsilon))
     return max(0.0, value - slack), min(1.0, value + slack)
 

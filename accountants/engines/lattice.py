@@ -124,11 +124,11 @@ def dominated(pair: LossPair, spacing: float, dense: tuple[float, float], tail_m
     # The top atom is a cell of its own: merged with what lies below it, it would go down a whole point.
     inside, beyond = math.nextafter(most, -math.inf), math.nextafter(most, math.inf)
     edges = edges[edges < inside]
-    p, q = pair.cells(np.concatenate([[-np.inf], edges, [inside, beyond, np.inf]]))
-    law = _merge(p[:-2], q[:-2], points[: len(edges) + 1], edges, origin, spacing, bottom_is_known=from_bottom)
+    p, q = pair.cells(np.concatenate([[-np.inf], edges, [inside, beyond]]))
+    law = _merge(p[:-1], q[:-1], points[: len(edges) + 1], edges, origin, spacing, bottom_is_known=from_bottom)
     top = math.floor((most - origin) / spacing * (1 + _ROUNDING))
-    index, mass = np.append(law.index, top), np.append(law.mass, p[-2])
-    return LatticeLaw.of(index, mass, law.origin, law.spacing, float(p[-1]))
+    index, mass = np.append(law.index, top), np.append(law.mass, p[-1])
+    return LatticeLaw.of(index, mass, law.origin, law.spacing, pair.infinite)
 
 
 def _merge(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from accountants.components.component import DIRECTIONS
 from accountants.reduction.normal_form import NormalForm
 
@@ -29,8 +27,7 @@ def delta_beyond_losses(form: NormalForm, epsilon: float) -> tuple[float, float]
                 return None
             most = pair.support[1]
             greatest += count * most
-            infinite = float(pair.cells(np.array([most + _BEYOND * (1 + abs(most)), np.inf]))[0][0])
-            log_kept += count * math.log1p(-infinite) if infinite < 1 else -math.inf
+            log_kept += count * math.log1p(-pair.infinite) if pair.infinite < 1 else -math.inf
             steps += count
         if epsilon < greatest * (1 + _BEYOND):
             return None

@@ -39,6 +39,7 @@ from accountants.components.component import Array, Direction
 from accountants.components.sampled_noise import SampledNoise
 
 _ORDER = 20  # nodes in a panel
+_LEAST_SHARE = 1e-6  # of 1 - q + q e^u: below it, the other form is used
 _FAR = 30.0  # exponent above which 1 - q is lost beside q e^u
 _RHO = 4.0  # of the Bernstein ellipse
 _ALONG, _ACROSS = (_RHO + 1 / _RHO) / 2, (_RHO - 1 / _RHO) / 2  # its half axes, of half a panel
@@ -181,8 +182,9 @@ class _Step:
     def loss(self, x: Reals) -> Reals:
         """l(x) without cancellation where q e^u is small."""
         u, rate = self._exponent(x), self.number(self.rate)
-        loss: Reals = np.log1p(rate * np.expm1(np.minimum(u, _FAR)))
-        far = u > _FAR
+        loss: Reals = np.log1p(np.maximum(rate * np.expm1(np.minimum(u, _FAR)), _LEAST_SHARE - 1))
+        # Where 1 - q is lost beside q e^u, or q e^u beside 1 - q is what is left of it.
+        far = (u > _FAR) | ((u < -1) & (self.rate > 0.5))
         if far.any():
             log_absent = np.log1p(-rate) if self.rate < 1 else self.number(-math.inf)
             loss[far] = np.logaddexp(log_absent, np.log(rate) + u[far])

@@ -16,6 +16,7 @@ from accountants.components.component import DIRECTIONS, Array, Direction
 from accountants.reduction.normal_form import NormalForm
 
 ROUNDING = 1e-13  # relative, on top of the moments' own slack
+LEAST_DELTA = 1e-300  # what a delta that underflows is rounded up to
 
 
 def epsilon_proved(log_moments: Array, t: Array | float, log_delta: float) -> Array:
@@ -62,10 +63,14 @@ def log_delta_score(form: NormalForm, directions: Sequence[Direction], epsilon: 
 def epsilon_upper(form: NormalForm, delta: float) -> float:
     """Epsilon by the best order, both directions, rounded up."""
     _, value = best_moment(epsilon_score(form, DIRECTIONS, delta))
+    if math.isnan(value):
+        return math.inf
     return max(0.0, value + ROUNDING * (1 + abs(value)) if value > 0 else 0.0)
 
 
 def delta_upper(form: NormalForm, epsilon: float) -> float:
     """Delta by the best order, both directions, rounded up, at most 1."""
     _, value = best_moment(log_delta_score(form, DIRECTIONS, epsilon))
-    return min(1.0, math.exp(min(value, 0.0)) * (1 + ROUNDING * (1 + abs(value))))
+    if math.isnan(value):
+        return 1.0
+    return min(1.0, max(math.exp(min(value, 0.0)) * (1 + ROUNDING * (1 + abs(value))), LEAST_DELTA))

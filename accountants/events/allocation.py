@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from accountants import arguments
 from accountants.events.event import Event, require_event
-from accountants.events.sizes import at_least_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,5 +38,7 @@ class BallsInBins(Event, kind="balls_in_bins"):
     event: Event
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bins", at_least_one("bins", self.bins, remedy="Give the batches in one epoch."))
+        object.__setattr__(
+            self, "bins", arguments.positive_whole("bins", self.bins, remedy="Give the batches in one epoch.")
+        )
         require_event("BallsInBins", self.event)

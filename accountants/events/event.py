@@ -7,7 +7,9 @@ the rest are the other files of this package.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ from accountants import arguments
 from accountants.errors import ParameterError
 
 SCHEMA_VERSION = 1
+DEEPEST = 100  # events within events
 
 _KINDS: dict[str, type[Event]] = {}
 _NAMES: dict[type[Event], str] = {}
@@ -42,29 +45,40 @@ class Event:
             return NotImplemented
         return Composed((self, other))
 
+    @functools.cached_property
+    def depth(self) -> int:
+        """How many events are within each other at most: 1 for one that holds no other."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        members = (value if isinstance(value, tuple) else (value,) for value in values)
+        return 1 + max((part.depth for member in members for part in member if isinstance(part, Event)), default=0)
+
     def to_json(self) -> str:
-        """The event as JSON text, floats exact to the last bit, with a schema version."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, "event": _to_dict(self)}, sort_keys=True)
+        """The event as JSON text, floats exact to the last bit, infinity as "inf", with a schema version."""
+        document = {"schema_version": SCHEMA_VERSION, "event": _to_dict(self)}
+        return json.dumps(document, sort_keys=True, allow_nan=False)
 
     @staticmethod
     def from_json(text: str) -> Event:
         """The event that `to_json` wrote.
 
         Raises:
-            ParameterError: not JSON, another schema version, an unknown event, a missing or unknown field, or a
-                value that the event's own constructor refuses.
+            ParameterError: not JSON, another schema version, an unknown event, a missing or unknown field, more than
+                100 events within each other, or a value that the event's own constructor refuses.
         """
         try:
-            document = json.loads(text)
+            document = json.loads(text, parse_constant=_refuse_constant)
+        except RecursionError:
+            raise _too_deep("event document") from None
         except (TypeError, ValueError) as error:
             raise ParameterError(f"event is not JSON: {error}. Give text that Event.to_json wrote.") from None
         _fields(document, {"schema_version", "event"}, "event document")
-        if document["schema_version"] != SCHEMA_VERSION or isinstance(document["schema_version"], bool):
+        version = document["schema_version"]
+        if type(version) is not int or version != SCHEMA_VERSION:
             raise ParameterError(
-                f"event schema_version must be {SCHEMA_VERSION}, got {document['schema_version']!r}. "
+                f"event schema_version must be {SCHEMA_VERSION}, got {arguments.shown(version)}. "
                 "Read it with the version of accountants that wrote it."
             )
-        return _from_dict(document["event"])
+        return _from_dict(document["event"], 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +98,8 @@ class Repeated(Event, kind="repeated"):
         count = arguments.whole("count", self.count, remedy="Give how many times the event ran, for example 1000.")
         inner = self.event
         if isinstance(inner, Repeated):
-            count, inner = count * inner.count, inner.event
+            remedy = "Check the counts of the repeated repetition."
+            count, inner = arguments.whole("count", count * inner.count, remedy=remedy), inner.event
         object.__setattr__(self, "count", count)
         object.__setattr__(self, "event", inner)
 
@@ -110,7 +125,9 @@ class Composed(Event, kind="composed"):
     def __post_init__(self) -> None:
         given = self.events
         if isinstance(given, (Event, str, Mapping)) or not isinstance(given, Iterable):
-            raise ParameterError(f"events must be a list of events, got {given!r}. Write Composed([a, b]).")
+            raise ParameterError(
+                f"events must be a list of events, got {arguments.shown(given)}. Write Composed([a, b])."
+            )
         runs: list[tuple[Event, int]] = []
         for event, count in _runs(given):
             if runs and runs[-1][0] == event:
@@ -124,6 +141,8 @@ class Composed(Event, kind="composed"):
 def _runs(events: Iterable[object]) -> Iterator[tuple[Event, int]]:
     for event in events:
         require_event("Composed", event)
+        if isinstance(event, Repeated) and event.count == 1:
+            event = event.event
         if isinstance(event, Composed):
             yield from _runs(event.events)
         elif isinstance(event, Repeated):
@@ -136,7 +155,21 @@ def _runs(events: Iterable[object]) -> Iterator[tuple[Event, int]]:
 def require_event(owner: str, value: object) -> None:
     """Refuse, in the name of the class `owner`, what is not an event."""
     if not isinstance(value, Event):
-        raise ParameterError(f"{owner} takes an event, got {value!r}. Give one such as Gaussian(1.0).")
+        shown = arguments.shown(value)
+        raise ParameterError(f"{owner} takes an event, got {shown}. Give one such as Gaussian(1.0).")
+    if value.depth >= DEEPEST:
+        raise _too_deep(owner)
+
+
+def _too_deep(owner: str) -> ParameterError:
+    return ParameterError(
+        f"{owner} holds more than {DEEPEST} events within each other. Multiply nested sample rates, counts and group "
+        "sizes out."
+    )
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"it holds {text}")
 
 
 def _to_dict(event: Event) -> dict[str, Any]:
@@ -150,28 +183,41 @@ def _to_dict(event: Event) -> dict[str, Any]:
 def _to_plain(value: object) -> object:
     if isinstance(value, Event):
         return _to_dict(value)
+    if value == math.inf:
+        return _INFINITY
     return [_to_plain(member) for member in value] if isinstance(value, tuple) else value
 
 
-def _from_dict(document: object) -> Event:
-    if not isinstance(document, dict) or document.get("kind") not in _KINDS:
+_INFINITY = "inf"  # JSON has no such number
+
+
+def _from_dict(document: object, depth: int) -> Event:
+    name = document.get("kind") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not isinstance(name, str) or name not in _KINDS:
         known = ", ".join(_KINDS)
-        raise ParameterError(f"event kind must be one of {known}; got {document!r}. Check the file's origin.")
-    kind = _KINDS[document["kind"]]
+        shown = arguments.shown(document)
+        raise ParameterError(f"event kind must be one of {known}; got {shown}. Check the file's origin.")
+    kind = _KINDS[name]
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    _fields(document, names | {"kind"}, document["kind"])
-    return kind(**{name: _from_plain(document[name]) for name in names})
+    _fields(document, names | {"kind"}, name)
+    return kind(**{name: _from_plain(document[name], depth + 1) for name in names})
 
 
-def _from_plain(value: object) -> object:
+def _from_plain(value: object, depth: int) -> object:
+    if isinstance(value, (dict, list)) and depth > 2 * DEEPEST:  # a list of events is one level more
+        raise _too_deep("event document")
     if isinstance(value, dict):
-        return _from_dict(value)
-    return tuple(_from_plain(member) for member in value) if isinstance(value, list) else value
+        return _from_dict(value, depth)
+    if value == _INFINITY:
+        return math.inf
+    return tuple(_from_plain(member, depth + 1) for member in value) if isinstance(value, list) else value
 
 
 def _fields(document: object, expected: set[str], where: str) -> None:
     if not isinstance(document, dict):
-        raise ParameterError(f"{where} must be a JSON object, got {document!r}. Check the file's origin.")
+        raise ParameterError(
+            f"{where} must be a JSON object, got {arguments.shown(document)}. Check the file's origin."
+        )
     missing, unknown = sorted(expected - set(document)), sorted(set(document) - expected)
     if missing or unknown:
         raise ParameterError(

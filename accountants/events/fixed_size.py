@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from accountants import arguments
+from accountants.errors import ParameterError
 from accountants.events.event import Event, require_event
-from accountants.events.sizes import at_least_one, batch_within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,13 @@ class SampledWithoutReplacement(Event, kind="sampled_without_replacement"):
     event: Event
 
     def __post_init__(self) -> None:
-        batch = at_least_one("batch_size", self.batch_size, remedy="Give the examples in each batch.")
-        size = at_least_one("dataset_size", self.dataset_size, remedy="Give the number of examples.")
-        batch_within(batch, size)
+        batch = arguments.positive_whole("batch_size", self.batch_size, remedy="Give the examples in each batch.")
+        size = arguments.positive_whole("dataset_size", self.dataset_size, remedy="Give the number of examples.")
+        if batch > size:
+            raise ParameterError(
+                f"batch_size must be at most dataset_size, got {batch} > {size}. "
+                "A batch without replacement holds each example at most once."
+            )
         object.__setattr__(self, "batch_size", batch)
         object.__setattr__(self, "dataset_size", size)
         require_event("SampledWithoutReplacement", self.event)
@@ -69,6 +74,8 @@ class Shuffled(Event, kind="shuffled"):
     event: Event
 
     def __post_init__(self) -> None:
-        batches = at_least_one("batches_per_epoch", self.batches_per_epoch, remedy="Give ceil(n / batch_size).")
+        batches = arguments.positive_whole(
+            "batches_per_epoch", self.batches_per_epoch, remedy="Give ceil(n / batch_size)."
+        )
         object.__setattr__(self, "batches_per_epoch", batches)
         require_event("Shuffled", self.event)

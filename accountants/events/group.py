@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from accountants import arguments
 from accountants.events.event import Event, require_event
-from accountants.events.sizes import at_least_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Group(Event, kind="group"):
 
     def __post_init__(self) -> None:
         require_event("Group", self.event)
-        size = at_least_one("size", self.size, remedy="Give the most units that one neighbour differs in.")
+        size = arguments.positive_whole("size", self.size, remedy="Give the most units that one neighbour differs in.")
         inner = self.event
         if isinstance(inner, Group):
-            size, inner = size * inner.size, inner.event
+            remedy = "Check the sizes of the groups of groups."
+            size, inner = arguments.positive_whole("size", size * inner.size, remedy=remedy), inner.event
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "event", inner)

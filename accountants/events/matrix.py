@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from accountants import arguments
 from accountants.errors import ParameterError
 from accountants.events.event import Event
-from accountants.events.sizes import at_least_one
 
 Array = NDArray[np.float64]
 
@@ -52,7 +51,9 @@ class MatrixFactorization(Event, kind="matrix_factorization"):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "noise_multiplier", arguments.noise_scale("noise_multiplier", self.noise_multiplier))
-        object.__setattr__(self, "bands", at_least_one("bands", self.bands, remedy="Give C's bands; 1 is DP-SGD."))
+        object.__setattr__(
+            self, "bands", arguments.positive_whole("bands", self.bands, remedy="Give C's bands; 1 is DP-SGD.")
+        )
         object.__setattr__(self, "steps", arguments.steps(self.steps))
         object.__setattr__(self, "sample_rate", arguments.sample_rate(self.sample_rate))
 
@@ -95,9 +96,13 @@ def participation_sensitivity(strategy: ArrayLike, *, min_separation: int, max_p
         [2] Denisov et al., Improved Differential Privacy for SGD via Optimal Private Linear Operators on Adaptive
             Streams, 2022. arXiv:2202.08312
     """
-    separation = at_least_one("min_separation", min_separation, remedy="Give 1 if steps in a row may share examples.")
-    count = at_least_one("max_participations", max_participations, remedy="Give the most steps of one example.")
-    matrix = np.asarray(strategy, dtype=np.float64)
+    separation = arguments.positive_whole(
+        "min_separation", min_separation, remedy="Give 1 if steps in a row may share examples."
+    )
+    count = arguments.positive_whole(
+        "max_participations", max_participations, remedy="Give the most steps of one example."
+    )
+    matrix = arguments.reals("strategy", strategy, remedy="Give C as a matrix of numbers, [rows, steps].")
     if matrix.ndim != 2 or not matrix.size or not np.all(np.isfinite(matrix)):
         raise ParameterError(f"strategy must be a finite matrix, got shape {matrix.shape}. Give C, [rows, steps].")
     size = matrix.shape[1]

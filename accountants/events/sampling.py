@@ -6,7 +6,6 @@ import dataclasses
 
 from accountants import arguments
 from accountants.events.event import Event, require_event
-from accountants.events.sizes import at_least_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +66,12 @@ class TruncatedPoissonSampled(Event, kind="truncated_poisson_sampled"):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample_rate", arguments.sample_rate(self.sample_rate))
-        batch = at_least_one("max_batch_size", self.max_batch_size, remedy="Give the most examples that fit.")
-        size = at_least_one("dataset_size", self.dataset_size, remedy="Give a public bound on the examples.")
+        batch = arguments.positive_whole(
+            "max_batch_size", self.max_batch_size, remedy="Give the most examples that fit."
+        )
+        size = arguments.positive_whole(
+            "dataset_size", self.dataset_size, remedy="Give a public bound on the examples."
+        )
         object.__setattr__(self, "max_batch_size", batch)
         object.__setattr__(self, "dataset_size", size)
         require_event("TruncatedPoissonSampled", self.event)

@@ -16,6 +16,7 @@ from accountants.components.sampled_noise import SampledNoise
 from accountants.components.subset_sampled import SubsetSampled
 from accountants.errors import UnsupportedEventError
 from accountants.events import BallsInBins, SampledWithoutReplacement, Shuffled, TruncatedPoissonSampled
+from accountants.reduction import ranges
 from accountants.reduction.additive import Neighbours, additive
 from accountants.reduction.discrete_reduction import DiscreteEvent, component_of
 from accountants.reduction.locations import Location, stripped, unsampled_location
@@ -40,24 +41,25 @@ def without_replacement(event: SampledWithoutReplacement, neighbours: Neighbours
         return []
     if event.batch_size == event.dataset_size:
         return [(additive(location, 1.0, neighbours), 1)]
-    rate = math.nextafter(event.batch_size / event.dataset_size, 1.0)
+    given = math.nextafter(event.batch_size / event.dataset_size, 1.0)
+    location, rate, is_exact = _within_range(location, given, neighbours)
     # Replaced: all others pull the opposite way. Zeroed out: all others are zero.
     attained = additive(location.over(neighbours.reach), rate, _ONE)
     assert attained is None or isinstance(attained, SampledNoise)
-    return [(_three_laws(location, rate, attained), 1)]
+    return [(_three_laws(location, rate, attained if is_exact else None), 1)]
 
 
 def truncated(event: TruncatedPoissonSampled, neighbours: Neighbours) -> list[Counted]:
     """Poisson samples cut to max_batch_size."""
     _refuse_group(event, neighbours)
-    rate = event.sample_rate
     location = unsampled_location(event.event, "TruncatedPoissonSampled")
-    if location is None or rate == 0:
+    if location is None or event.sample_rate == 0:
         return []
+    location, rate, is_exact = _within_range(location, event.sample_rate, neighbours)
     whole = additive(location, rate, neighbours)
     others, batch = event.dataset_size - 1, event.max_batch_size
     if whole is None or others < batch:
-        return [(whole, 1)]
+        return [(whole if is_exact or whole is None else ranges.unattained(whole), 1)]
     overflow = float(special.betainc(batch, others - batch + 1, rate))
     overflow = min(1.0, overflow * (1 + _BINOMIAL_ROUNDING) + _LEAST_PROBABILITY)
     if neighbours.relation is NeighboringRelation.ADD_OR_REMOVE:
@@ -68,7 +70,7 @@ def truncated(event: TruncatedPoissonSampled, neighbours: Neighbours) -> list[Co
         return [(None, 1)]
     parts = ((1 - overflow, whole), (overflow, displaced))
     # Neighbours with no more examples than fit in a batch are Poisson-sampled.
-    return [(Labelled(tuple(part for part in parts if part[0] > 0), attained=whole), 1)]
+    return [(Labelled(tuple(part for part in parts if part[0] > 0), attained=whole if is_exact else None), 1)]
 
 
 def shuffled(event: Shuffled, neighbours: Neighbours) -> list[Counted]:
@@ -91,12 +93,24 @@ def allocated(event: BallsInBins, neighbours: Neighbours) -> list[Counted]:
         raise UnsupportedEventError(
             f"no proof for BallsInBins of {event.event!r}: its noise must be Gaussian. Use Shuffled, or PoissonSampled."
         )
-    if neighbours.reach > 1 or event.bins == 1 or location.scale == 0:
+    if neighbours.reach > 1 or event.bins == 1:
         return [(_one_batch(location, event.bins, neighbours), 1)]
-    return [(Allocation(location.scale, event.bins), 1)]
+    location, _, is_exact = _within_range(location, 1.0, neighbours)
+    if location.scale == 0:
+        return [(None, 1)]
+    allocation = Allocation(location.scale, event.bins)
+    return [(allocation if is_exact else ranges.unattained(allocation), 1)]
 
 
 _ONE = Neighbours(NeighboringRelation.ADD_OR_REMOVE)
+
+
+def _within_range(location: Location, rate: float, neighbours: Neighbours) -> tuple[Location, float, bool]:
+    """Noise and rate to compute with, at every distance up to twice the neighbours', and whether they are the given."""
+    farthest = 2 * neighbours.reach
+    scale = min(ranges.scale_within(location.scale, farthest), ranges.MOST_SCALE)
+    within = ranges.rate_within(rate)
+    return Location(location.noise, scale), within, (scale, within) == (location.scale, rate)
 
 
 def _one_batch(location: Location, batches: int, neighbours: Neighbours) -> Component | None:
@@ -111,10 +125,13 @@ def _one_batch(location: Location, batches: int, neighbours: Neighbours) -> Comp
             f"no proof for a group of {neighbours.group} in several batches with {location.noise} noise. "
             "Use Gaussian noise, or PoissonSampled."
         )
+    if batches == 1:
+        return additive(location, 1.0, neighbours)
+    location, _, is_exact = _within_range(location, 1.0, neighbours)
     revealed = additive(location, 1.0, neighbours)
-    if revealed is None or batches == 1:
-        return revealed
-    attained = Allocation(location.scale, batches) if location.noise == "gaussian" else None
+    if revealed is None:
+        return None
+    attained = Allocation(location.scale, batches) if location.noise == "gaussian" and is_exact else None
     return Labelled(((1.0, revealed),), attained)
 
 

@@ -10,9 +10,12 @@ import dataclasses
 import math
 from collections import Counter
 
+from accountants import arguments
 from accountants.components.component import DIRECTIONS, Component
 from accountants.components.sampled_noise import SampledNoise
+from accountants.errors import UnsupportedEventError
 from accountants.events import Event
+from accountants.reduction import ranges
 from accountants.reduction.additive import Neighbours
 from accountants.reduction.locations import joint_scale
 from accountants.reduction.reduction import components_of
@@ -69,8 +72,16 @@ def normal_form(event: Event, relation: NeighboringRelation) -> NormalForm:
             unbounded = True
         else:
             counts[component] += count
+    if sum(counts.values()) > arguments.MOST:
+        raise UnsupportedEventError("more than 10^15 mechanisms in one event. Check the counts of nested repetitions.")
     plain = [c for c in counts if isinstance(c, SampledNoise) and c.is_plain_gaussian]
     if plain:
         scale = joint_scale([(c.scale, counts.pop(c)) for c in plain])
-        counts[SampledNoise("gaussian", scale, 1.0)] += 1
+        # Alone it has a closed form, whatever its scale; with others the engines need one that they can work with.
+        within = scale if not counts else ranges.scale_within(scale, 1.0)
+        if within > 0:
+            joint = SampledNoise("gaussian", within, 1.0)
+            counts[joint if within == scale else ranges.unattained(joint)] += 1
+        else:
+            unbounded = True
     return NormalForm(tuple(sorted(counts.items(), key=lambda item: (repr(item[0]), item[1]))), unbounded)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
+import shlex
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 import accountants
 from accountants import cli
-from accountants.commands import rounding
+from accountants.commands import plan_options, rounding
+from accountants.queries import AccountantName
 
 PLAN = ["--noise-multiplier", "1.1", "--delta", "1e-5"]
 SIZES = ["--batch-size", "256", "--dataset-size", "60000"]
@@ -212,19 +216,147 @@ def test_rate_answers_on_the_safe_side_and_gives_the_batch_size(capsys: pytest.C
     assert cli.main([*plan[:-1], "0"]) == 2
 
 
+def shown(output: str, label: str) -> str:
+    """What a table says beside `label`."""
+    return next(line.removeprefix(label).strip() for line in output.splitlines() if line.startswith(label))
+
+
+@pytest.mark.parametrize(
+    ("noise", "steps"),
+    [("0.87654321", 37), ("2.7182818", 8_000), ("1.0", 8_000), ("1.1", 37), ("3.0", 37), ("3.0", 8_000)],
+)
+def test_the_rate_and_the_noise_as_printed_keep_to_the_budget(
+    noise: str, steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["--epsilon", "1.5", "--noise-multiplier", noise, "--delta", "1e-6", "--steps", str(steps)]
+    assert cli.main(["rate", *plan]) == 0
+    output = capsys.readouterr().out
+    copied = {
+        "noise_multiplier": float(shown(output, "noise multiplier")),
+        "sample_rate": float(shown(output, "sampling").removeprefix("Poisson, rate ")),
+        "steps": int(shown(output, "steps")),
+    }
+    assert accountants.epsilon(**copied, delta=1e-6) <= 1.5
+    assert accountants.epsilon(**copied | {"noise_multiplier": float(noise) * 0.9999}, delta=1e-6) > 1.5
+
+
+def test_the_noise_and_the_rate_as_printed_by_calibrate_keep_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    for size in (59_999, 7_000, 123_457):
+        sizes = ["--batch-size", "256", "--dataset-size", str(size)]
+        assert cli.main(["calibrate", "--epsilon", "2", "--delta", "1e-6", "--steps", "900", *sizes]) == 0
+        output = capsys.readouterr().out
+        rate = float(shown(output, "sampling").removeprefix("Poisson, rate "))
+        noise = float(shown(output, "noise multiplier"))
+        assert accountants.epsilon(noise_multiplier=noise, sample_rate=rate, steps=900, delta=1e-6) <= 2
+        assert rate == pytest.approx(256 / size, rel=1e-5)
+
+
+def test_a_batch_below_one_example_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["rate", "--epsilon", "2", *PLAN, "--steps", "500", "--dataset-size", "10"]
+    assert cli.main(plan) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "no whole batch fits" in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [3, 10, 49, 60_000, 10**17 + 1])
+def test_the_batch_is_the_largest_whose_rate_is_affordable(size: int) -> None:
+    just_below = [math.nextafter(count / size, 0) for count in range(2, min(size, 50))]  # where products round up
+    for rate in (0.34, 0.7, 1.0, *just_below):
+        if rate * size > 1.5:
+            batch = plan_options.whole_batch(rate, size)
+            assert batch / size <= rate
+            assert (batch + 1) / size >= rate
+
+
+def test_json_carries_the_budget_of_those_who_gave_one(capsys: pytest.CaptureFixture[str]) -> None:
+    budget = ["--epsilon", "2", "--delta", "1e-5"]
+    assert answer(capsys, "calibrate", *budget, "--sample-rate", "0.02", "--steps", "50")["budget_epsilon"] == 2
+    noise = ["--noise-multiplier", "1.1"]
+    assert answer(capsys, "steps", *budget, *noise, "--sample-rate", "0.02")["budget_epsilon"] == 2
+    assert answer(capsys, "rate", *budget, *noise, "--steps", "50")["budget_epsilon"] == 2
+    assert "budget_epsilon" not in answer(capsys, "epsilon", *PLAN, "--sample-rate", "0.02", "--steps", "50")
+
+
+COMMANDS = ["epsilon", "calibrate", "steps", "rate", "curve", "explain"]
+
+
+def help_of(capsys: pytest.CaptureFixture[str], main, *command: str) -> str:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--help"])
+    assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("program", ["python -m accountants", "dpdl"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_each_help_can_be_pasted(
+    command: str,
+    program: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+    main = cli.main if program != "dpdl" else pytest.importorskip("dpdl.cli").main
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.chdir(tmp_path)
+    line = help_of(capsys, main, command).splitlines()[-1]
+    assert line.startswith(f"example: {program} {command} ")
+    assert main(shlex.split(line.removeprefix(f"example: {program} "))) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_accountant(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(help_of(capsys, cli.main, command).split())
+    assert ", ".join(get_args(AccountantName)) in text
+
+
+def test_usage_errors_under_dpdl_are_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    main = pytest.importorskip("dpdl.cli").main
+    for wrong in (["epsilon", "--noise-multiplier", "x"], ["rate"], ["nonsense"], [], ["train", "--epochs", "few"]):
+        with pytest.raises(SystemExit) as left:
+            main(wrong)
+        assert left.value.code == 2
+        error = capsys.readouterr().err.strip()
+        assert len(error.splitlines()) == 1
+        assert error.startswith("dpdl")
+        assert "error:" in error
+
+
 @pytest.mark.parametrize("value", [2.00001, 0.0123456789, 1234.56789, 1e-9, 6.187712390])
 def test_displayed_bounds_round_outwards(value: float) -> None:
-    shown = rounding.bounds(accountants.Interval(value, value))
-    upper, lower = shown.removeprefix("<= ").split(", and not below ")
+    text = rounding.bounds(accountants.Interval(value, value))
+    upper, lower = text.removeprefix("<= ").split(", and not below ")
     assert float(lower) <= value <= float(upper)
     assert float(upper) - float(lower) <= 2e-4 * value
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-12, 3.33333e-7, 0.0123456789, 0.5, 0.99999999, 1.0])
 def test_displayed_percentages_round_up_but_not_beyond_all(share: float) -> None:
-    shown = float(rounding.percent_up(share).removesuffix(" %")) / 100
-    assert share <= shown * (1 + 1e-15)
-    assert shown <= min(share * 1.001, 1)
+    percentage = float(rounding.percent_up(share).removesuffix(" %")) / 100
+    assert share <= percentage * (1 + 1e-15)
+    assert percentage <= min(share * 1.001, 1)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.7, 0.07, 0.0123, 1e-9, 3e-5, 0.9999])
+def test_a_short_percentage_is_not_rounded_away_from_itself(share: float) -> None:
+    assert float(rounding.percent_up(share).removesuffix(" %")) == pytest.approx(100 * share, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-9, "1e-09"), (1.23456789e-7, "1.2346e-07"), (9.87654e12, "9.8766e+12"), (724_848.2, "724850"), (0.0, "0")],
+)
+def test_huge_and_small_numbers_have_one_style(value: float, text: str) -> None:
+    assert rounding.rounded_up(value) == text
+
+
+def test_small_percentages_have_the_style_of_small_numbers() -> None:
+    assert rounding.percent_up(1e-11) == f"{rounding.rounded_up(1e-9)} %"
+    assert rounding.percent_up(1.2345e-8) == f"{rounding.rounded_up(1.2345e-6, 4)} %" == "1.235e-06 %"
 
 
 def test_import_is_light_and_needs_neither_torch_nor_scipy_stats() -> None:

@@ -77,8 +77,9 @@ def test_norms_that_change_from_step_to_step() -> None:
 
 def test_fewer_levels_charge_more_never_less() -> None:
     norms = np.random.default_rng(2).random(50)
-    fine, coarse = (IndividualAccountant(size=50, levels=n).step(norms, **STEP).spent for n in (2000, 20))
-    assert np.all(coarse >= fine)
+    # Ten fine levels to each coarse one, so that the coarse are among the fine, up to a rounding.
+    fine, coarse = (IndividualAccountant(size=50, levels=n).step(norms, **STEP).spent for n in (191, 20))
+    assert np.all(coarse >= fine * (1 - 1e-12))
     assert np.any(coarse > 1.05 * fine)
 
 

@@ -31,6 +31,8 @@ PLANS = {
     "steps": st.integers(1, 20_000),
     "delta": st.floats(-10, -3).map(lambda exponent: 10.0**exponent),
 }
+MONOTONE = 1e-6  # relative; nodes and lattices differ between two plans
+NARROW = 1e-4  # relative width
 SAFER = {"noise_multiplier": 1.3, "sample_rate": 0.7, "steps": 0.7, "delta": 2.0}
 
 
@@ -43,10 +45,10 @@ def check_monotone(plan: dict, name: str, factor: float) -> None:
         safer[name] = min(safer[name], 1.0)
     low, high = accountants.interval(**safer)
     risky_low, risky_high = accountants.interval(**plan)
-    # The intervals' widths are the only licence.
-    assert low <= risky_high
-    assert high <= risky_high + (high - low) + 1e-12
-    assert low <= risky_low + (risky_high - risky_low) + 1e-12
+    assert high <= risky_high * (1 + MONOTONE) + 1e-12  # whatever the widths
+    # Rare, large losses have wide intervals, whose lower ends depend on where the lattice fell.
+    narrow = risky_high - risky_low <= NARROW * risky_high
+    assert low <= (risky_low if narrow else risky_high) * (1 + MONOTONE) + 1e-12
     assert accountants.epsilon(**safer, accountant="rdp") <= accountants.epsilon(**plan, accountant="rdp") * (1 + 1e-6)
 
 
@@ -54,6 +56,13 @@ def check_monotone(plan: dict, name: str, factor: float) -> None:
 @given(st.fixed_dictionaries(PLANS), st.sampled_from(sorted(SAFER)))
 def test_a_safer_plan_never_spends_more(plan: dict, name: str) -> None:
     check_monotone(plan, name, SAFER[name])
+
+
+@pytest.mark.parametrize("name", sorted(SAFER))
+def test_a_plan_that_is_riskier_by_a_thousandth_would_be_noticed(name: str) -> None:
+    plan = {"noise_multiplier": 1.0, "sample_rate": 0.01, "steps": 10_000, "delta": 1e-5}
+    with pytest.raises(AssertionError):
+        check_monotone(plan, name, 0.999 if SAFER[name] > 1 else 1.001)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_sampled_gaussian_rdp_equals_quadrature(q: float, sigma: float, order: f
 
 
 @pytest.mark.parametrize(
-    ("q", "b", "order"), [(1.0, 1.0, 3.3), (0.1, 1.0, 1.5), (0.1, 0.2, 17.0), (0.5, 5.0, 200.5), (1.0, 0.5, 900.0)]
+    ("q", "b", "order"), [(1.0, 1.0, 3.3), (0.1, 1.0, 1.5), (0.1, 0.2, 17.0), (0.5, 5.0, 200.5), (1.0, 0.5, 90.0)]
 )
 def test_sampled_laplace_rdp_equals_quadrature(q: float, b: float, order: float) -> None:
     with mpmath.workdps(30):

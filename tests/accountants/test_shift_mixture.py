@@ -274,7 +274,7 @@ def test_two_examples_removed_are_no_easier_to_see_than_claimed(angle: float) ->
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("scale", [1e-3, 0.05, 1.0, 1e3])
+@pytest.mark.parametrize("scale", [1e-3, 0.05, 1.0, 100.0])
 @pytest.mark.parametrize("rate", [1e-7, 0.3, 1.0])
 def test_extreme_parameters_warn_of_nothing_and_keep_all_mass(noise: Noise, scale: float, rate: float) -> None:
     laws = [drawn(3, rate), drawn(3, rate, -1.0)] if rate < 1 else [((3.0, 1.0),), ((-3.0, 1.0),)]
