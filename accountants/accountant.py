@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -11,13 +12,12 @@ from numpy.typing import ArrayLike
 from accountants import arguments
 from accountants.components.component import Array
 from accountants.engines.supporting_lines import LEAST_DELTA, SupportingLines, gaussian_trade_off
-from accountants.errors import ParameterError
 from accountants.events import Composed, Event, Repeated
 from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm, normal_form
 from accountants.relation import NeighboringRelation
 
-_GREATEST_EPSILON = 1e250  # beyond it, products with orders overflow; no finite loss comes near
+GREATEST_EPSILON = 1e250  # beyond it, products with orders overflow; no finite loss comes near
 
 
 class Accountant(abc.ABC):
@@ -84,19 +84,25 @@ class Accountant(abc.ABC):
         Raises:
             ParameterError: epsilon is negative, infinite or NaN.
         """
-        epsilon = min(arguments.epsilon(epsilon), _GREATEST_EPSILON)
+        epsilon = min(arguments.epsilon(epsilon), GREATEST_EPSILON)
         form = self._normal_form()
         if form.unbounded:
             return Interval(0.0, 1.0)
         return self._delta_interval(form, epsilon) if form.counts else Interval(0.0, 0.0)
 
     def delta_curve(self, epsilons: ArrayLike) -> Array:
-        """Upper bounds on delta at each epsilon, shape [len(epsilons)].
+        """Upper bounds on delta at each epsilon, same shape.
 
         Raises:
             ParameterError: an epsilon that is negative, infinite or NaN.
         """
-        return np.array([self.delta_interval(epsilon).upper for epsilon in np.asarray(epsilons, dtype=np.float64)])
+        wanted = arguments.reals("epsilons", epsilons, remedy="Give budgets such as [0.5, 1, 2].")
+        bounds = [arguments.epsilon(epsilon) for epsilon in wanted.ravel()]
+        return np.array(self._delta_bounds(bounds)).reshape(wanted.shape)
+
+    def _delta_bounds(self, epsilons: Sequence[float]) -> list[float]:
+        """Upper bounds on delta at checked epsilons."""
+        return [self.delta_interval(epsilon).upper for epsilon in epsilons]
 
     def trade_off(self, alpha: ArrayLike) -> Array:
         """Lower bound on the type II error of any test between neighbours whose type I error is alpha.
@@ -113,11 +119,8 @@ class Accountant(abc.ABC):
         Raises:
             ParameterError: an alpha outside [0, 1].
         """
-        false_positive = np.asarray(alpha, dtype=np.float64)
-        if not np.all((false_positive >= 0) & (false_positive <= 1)):
-            raise ParameterError(
-                f"alpha must be in [0, 1], got {alpha!r}. Give false positive rates such as [0.01, 0.1]."
-            )
+        remedy = "Give false positive rates such as [0.01, 0.1]."
+        false_positive = arguments.probabilities("alpha", alpha, remedy=remedy)
         form = self._normal_form()
         if form.unbounded:
             return np.zeros(false_positive.shape)

@@ -27,12 +27,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from accountants import arguments
-from accountants.accountant import Accountant
-from accountants.components.component import DIRECTIONS, Array, Direction
+from accountants.accountant import GREATEST_EPSILON, Accountant
+from accountants.components.component import DIRECTIONS, Direction
 from accountants.engines import gaussian, leaks, one_step, prv_package, renyi_bound
 from accountants.engines.contour_certificate import ContourCertificate, ContourProfile
 from accountants.engines.lattice_certificate import LatticeCertificate, is_separable, log_delta_interval
@@ -104,9 +100,9 @@ class PRVAccountant(Accountant):
             return Interval(*one_step.delta_bounds(form.counts[0][0], epsilon))
         return self._deltas(form, [epsilon])[0]
 
-    def delta_curve(self, epsilons: ArrayLike) -> Array:
+    def _delta_bounds(self, epsilons: Sequence[float]) -> list[float]:
         """As for every accountant; neighbouring epsilons share their transforms."""
-        checked = [arguments.epsilon(epsilon) for epsilon in np.asarray(epsilons).ravel()]
+        checked = [min(epsilon, GREATEST_EPSILON) for epsilon in epsilons]
         form = self._normal_form()
         if (
             self._engine == "prv-accountant"
@@ -115,11 +111,9 @@ class PRVAccountant(Accountant):
             or not form.has_pairs
             or form.is_one_step
         ):
-            return super().delta_curve(checked)
-        order = np.argsort(checked)
-        curve = np.empty(len(checked))
-        curve[order] = [bounds.upper for bounds in self._deltas(form, [checked[i] for i in order])]
-        return curve
+            return super()._delta_bounds(checked)
+        known = dict(zip(sorted(checked), self._deltas(form, sorted(checked)), strict=True))
+        return [known[epsilon].upper for epsilon in checked]
 
     def _deltas(self, form: NormalForm, epsilons: Sequence[float]) -> list[Interval]:
         profiles = {direction: ContourProfile(form, direction) for direction in DIRECTIONS}

@@ -22,10 +22,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from accountants import arguments
 from accountants.accountant import Accountant
 from accountants.components.component import DIRECTIONS, Array
 from accountants.engines import renyi_bound
-from accountants.errors import ParameterError
 from accountants.events import Event
 from accountants.interval import Interval
 from accountants.reduction.normal_form import NormalForm, normal_form
@@ -57,9 +57,7 @@ def rdp(
         >>> rdp(Gaussian(2.0), [2.0, 3.5]).round(6)
         array([0.25  , 0.4375])
     """
-    alpha = np.asarray(orders, dtype=np.float64)
-    if not (np.all(np.isfinite(alpha)) and np.all(alpha > 1)):
-        raise ParameterError(f"orders must be finite and > 1, got {orders!r}. Give orders such as [1.5, 2, 64].")
+    alpha = arguments.orders(orders)
     form = normal_form(event, NeighboringRelation.of(relation))
     if form.unbounded:
         return np.full(alpha.shape, math.inf)

@@ -13,6 +13,7 @@ import math
 from scipy import optimize, special
 
 ROUNDING = 1e-12  # relative; log_ndtr and the root finder are good to about 1e-14
+_LEAST_DELTA = 1e-300  # what a delta that underflows is rounded up to
 _FAR = 1e3  # e to minus this is 0 as a double
 
 
@@ -35,7 +36,7 @@ def delta_bounds(mu: float, epsilon: float) -> tuple[float, float]:
     # Subtracting two logarithms that agree to many digits loses them: the slack grows with their size.
     slack = ROUNDING * math.exp(min(near, 0.0)) * (1 + min(abs(near), _FAR))
     value = math.exp(log_delta(mu, epsilon))
-    return max(0.0, value - slack), min(1.0, value + slack)
+    return max(0.0, value - slack), min(1.0, max(value + slack, _LEAST_DELTA))
 
 
 def epsilon_bounds(mu: float, delta: float) -> tuple[float, float]:

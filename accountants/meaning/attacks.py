@@ -269,10 +269,7 @@ def reconstruction(
 
 
 def _rates(name: str, value: ArrayLike) -> Array:
-    rates = np.asarray(value, dtype=np.float64)
-    if not np.all((rates >= 0) & (rates <= 1)):
-        raise ParameterError(f"{name} must be in [0, 1], got {value!r}. Give probabilities such as [0.001, 0.01].")
-    return rates
+    return arguments.probabilities(name, value, remedy="Give probabilities such as [0.001, 0.01].")
 
 
 def _prior(value: float) -> float:

@@ -12,6 +12,8 @@ from accountants.reduction import ranges
 from accountants.reduction.locations import Location
 from accountants.relation import NeighboringRelation
 
+_LEAST_WEIGHT = 1e-300
+
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
@@ -82,8 +84,8 @@ def sampled_shifts(neighbours: Neighbours, rate: float, unit: int = 1) -> tuple[
 
 
 def _drawn(size: int, rate: float) -> list[tuple[int, float]]:
-    """(j, probability that j of `size` are drawn), those below the smallest double left out."""
+    """(j, probability that j of `size` are drawn); what underflows is rounded up, as moments may rest on it."""
     known = [1.0]
     for _ in range(size):
         known = [(1 - rate) * a + rate * b for a, b in zip([*known, 0.0], [0.0, *known], strict=True)]
-    return [(drawn, weight) for drawn, weight in enumerate(known) if weight > 0]
+    return [(drawn, max(weight, _LEAST_WEIGHT)) for drawn, weight in enumerate(known)]
