@@ -1,165 +1,166 @@
-"""A private step over the plain step of the same model: time, interleaved, median, for each engine.
+"""A private step over the plain step of the same model: time, memory, first step and overhead of each engine.
 
-    python -m benchmarks.engines                 # writes benchmarks/results/engines.json
-    python -m benchmarks.engines --chunks        # vmap by chunk size, for dpdl/per_sample/vmap.py
+    python -m benchmarks.engines                              # all; writes benchmarks/results/engines.json
+    python -m benchmarks.engines --models mnist vit --engines tape auto --no-peers --no-memory
+    python -m benchmarks.engines --threads 1 2 --chart engines.svg
+    python -m benchmarks.engines --quick                      # small batches: does everything run?
+    python -m benchmarks.engines --chunks                     # vmap by chunk size, for dpdl/per_sample/vmap.py
 
-A step is forward, loss, backward, clipping, noise and update. Times are process CPU time with one thread, so
-that a busy machine changes them less; figures to compare are the ratios.
+A step is zero_grad, forward, loss, backward, clipping, noise and update, through `dpdl.make_private`. Everything
+is measured in the same run, in turns: the plain step, the floor (plain and one `torch.randn` a parameter), the
+secure noise alone, dpdl's engines, and the peers. One thread is measured in process CPU time, which a busy
+machine changes least, more threads in wall time. Figures to compare are the ratios.
+
+The peers need Opacus; where it cannot be imported, its rows say so. Models: benchmarks/engine_models.py.
+Targets: benchmarks/engine_targets.py. How memory is measured: benchmarks/engine_memory.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-import dpdl
-from benchmarks.environment import RESULTS, environment
-from dpdl.models import build_model
+from benchmarks.engine_candidates import ENGINES, FLOOR, NOISE, PEERS, PLAIN
+from benchmarks.engine_chart import draw_chart
+from benchmarks.engine_memory import measure_in_subprocess
+from benchmarks.engine_models import CASES, OVERHEAD, Case
+from benchmarks.engine_tables import memory_line, print_tables, time_line
+from benchmarks.engine_targets import TIME
+from benchmarks.engine_timing import WARM_UP, Outcome, clock_for, measure
+from benchmarks.environment import PACKAGES, RESULTS, environment
 
 REPEATS = 7
+FILE_WIDTH = 240  # columns, where the output is no terminal
+OVERHEAD_REPEATS = 51  # a step takes milliseconds
+QUICK_SIZE, QUICK_REPEATS = 8, 3
+CHUNK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A model and a batch for it."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    inputs: Tensor
-    classes: int
-
-
-def cases() -> list[Case]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand((512, 1, 28, 28), generator=generator)
-    return [
-        Case(
-            name="MNIST tanh CNN (256)",
-            build=lambda: build_model("papernot-cnn", in_channels=1, image_size=28, classes=10),
-            inputs=images[:256],
-            classes=10,
-        ),
-        Case(
-            name="MNIST tanh CNN (512)",
-            build=lambda: build_model("papernot-cnn", in_channels=1, image_size=28, classes=10),
-            inputs=images,
-            classes=10,
-        ),
-        Case(
-            name="logistic regression, 784 features (512)",
-            build=lambda: build_model("logistic", in_channels=1, image_size=28, classes=10),
-            inputs=images,
-            classes=10,
-        ),
-        Case(
-            name="CIFAR tanh CNN (64)",
-            build=lambda: build_model("cifar-cnn", in_channels=3, image_size=32, classes=10),
-            inputs=torch.rand((64, 3, 32, 32), generator=generator),
-            classes=10,
-        ),
-    ]
+def time_row(case: Case, names: Sequence[str], *, threads: int, repeats: int, size: int) -> dict[str, Any]:
+    """One row of the result: every candidate's ratio to the plain step, or why it has none."""
+    outcomes = measure(case, names, size=size, threads=threads, repeats=repeats)
+    base = outcomes[PLAIN].timing
+    if base is None:
+        raise RuntimeError(f"The plain step of {case.name} failed: {outcomes[PLAIN].error}")
+    goal = TIME.get(case.name)
+    return {
+        "model": case.name,
+        "title": case.title,
+        "batch_size": size,
+        "threads": threads,
+        "clock": clock_for(threads)[0],
+        "plain_ms": 1e3 * base.median,
+        "target": goal.target if goal else None,
+        "stretch": goal.stretch if goal else None,
+        "candidates": {name: _figures(outcome, base.median) for name, outcome in outcomes.items()},
+    }
 
 
-def plain_step(case: Case) -> Callable[[], None]:
-    model = case.build()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    labels = torch.arange(len(case.inputs)) % case.classes
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(case.inputs), labels).backward()
-        optimizer.step()
-
-    return step
-
-
-def private_step(case: Case, **execution: Any) -> Callable[[], None]:
-    """One step through the public interface; sample rate 1, so that every batch is the whole of the data."""
-    module = case.build()
-    labels = torch.arange(len(case.inputs)) % case.classes
-    count = len(labels)
-    plan = dpdl.PrivacyPlan(
-        sample_rate=1.0, expected_batch_size=count, steps=10_000, noise_multiplier=1.0, max_grad_norm=1.0
-    )
-    # The data stands in the loader once, and is not collated example by example: loading is not measured.
-    loader = DataLoader(_Whole(case.inputs, labels), batch_size=count, collate_fn=lambda indices: indices[0])
-    model, optimizer, private = dpdl.make_private(
-        module,
-        torch.optim.SGD(module.parameters(), lr=0.01),
-        loader,
-        plan,
-        execution=dpdl.Execution(**execution),
-    )
-
-    def batches() -> Any:
-        while True:
-            yield from private
-
-    source = batches()
-
-    def step() -> None:
-        inputs, targets = next(source)
-        optimizer.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-        optimizer.step()
-
-    for _ in range(3):  # the first batches carry the checks
-        step()
-    return step
+def _figures(outcome: Outcome, base: float) -> dict[str, Any]:
+    if outcome.timing is None:
+        return {"error": outcome.error}
+    return {
+        "milliseconds": 1e3 * outcome.timing.median,
+        "ratio": outcome.timing.median / base,
+        "low": outcome.timing.low / base,
+        "high": outcome.timing.high / base,
+        "repeats": outcome.timing.repeats,
+        "first_step": outcome.first / base,
+        "engine": outcome.engine,
+    }
 
 
-class _Whole(TensorDataset):
-    def __getitem__(self, index: Any) -> Any:
-        return self.tensors
+def memory_row(case: Case, names: Sequence[str], *, size: int) -> dict[str, Any]:
+    """One row of the result: every candidate's peak in bytes, or why it has none."""
+    candidates: dict[str, Any] = {}
+    for name in names:
+        peak = measure_in_subprocess(case.name, name, size=size)
+        measured = {"process": peak.process, "tensors": peak.tensors, "first": peak.first}
+        candidates[name] = {"error": peak.error} if peak.error else measured
+    return {"model": case.name, "title": case.title, "batch_size": size, "candidates": candidates}
 
 
-def interleaved(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Median seconds of each step, all measured in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(REPEATS):
-        for name, step in steps.items():
-            began = time.process_time()
-            step()
-            seconds[name].append(time.process_time() - began)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=[c.name for c in CASES], default=[c.name for c in CASES])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="Opacus and torch.func")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--overhead", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
+    parser.add_argument("--chart", type=Path, help="also draw the times here (.svg or .png)")
+    parser.add_argument("--quick", action="store_true", help=f"batches of {QUICK_SIZE}; not written by default")
+    parser.add_argument("--chunks", action="store_true", help="compare chunk sizes of vmap, and write nothing")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chunks", action="store_true", help="compare chunk sizes of vmap")
-    parser.add_argument("--out", type=Path, default=RESULTS / "engines.json")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.chunks:
-        variants = {f"vmap, chunks of {n}": {"engine": "vmap", "chunk_size": n} for n in (16, 32, 64, 128, 256, 512)}
-    else:
-        variants = {name: {"engine": name} for name in ("vmap", "loop")}
+    options = parse()
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    cases = [case for case in CASES if case.name in options.models]
+    repeats = options.repeats
+    if options.quick:
+        cases = [replace(case, batch_size=min(QUICK_SIZE, case.batch_size)) for case in cases]
+        repeats = min(repeats, QUICK_REPEATS)
+    if options.chunks:
+        _compare_chunks(console, cases, repeats)
+        return
 
-    table = Table("model (batch)", "plain ms", *variants, title="private step over the plain step")
+    path = None if options.quick and options.output == RESULTS / "engines.json" else options.output
+    compared = [*options.engines, *(PEERS if options.peers else ())]
+    names = [PLAIN, FLOOR, NOISE, *compared]
+    record: dict[str, Any] = {
+        "environment": environment((*PACKAGES, "opacus")),
+        "repeats": repeats,
+        "warm_up": WARM_UP,
+        "time": [],
+        "memory": [],
+        "overhead": None,
+    }
+    for threads in options.threads:
+        for case in cases:
+            row = time_row(case, names, threads=threads, repeats=repeats, size=case.batch_size)
+            record["time"].append(row)
+            console.print(time_line(row), highlight=False)
+            _write(record, path)
+    if options.overhead:
+        ours = [PLAIN, FLOOR, NOISE, *options.engines]
+        record["overhead"] = time_row(OVERHEAD, ours, threads=1, repeats=OVERHEAD_REPEATS, size=1)
+        _write(record, path)
+    for case in cases if options.memory else []:
+        row = memory_row(case, [PLAIN, *compared], size=case.batch_size)
+        record["memory"].append(row)
+        console.print(memory_line(row), highlight=False)
+        _write(record, path)
+    print_tables(console, record)
+    if options.chart:
+        draw_chart([row for row in record["time"] if row["threads"] == options.threads[0]], options.chart)
+
+
+def _compare_chunks(console: Console, cases: Sequence[Case], repeats: int) -> None:
     rows = []
-    for case in cases():
-        steps = {"plain": plain_step(case), **{n: private_step(case, **e) for n, e in variants.items()}}
-        medians = interleaved(steps)
-        ratios = {name: medians[name] / medians["plain"] for name in variants}
-        rows.append({"model": case.name, "plain_ms": 1e3 * medians["plain"], "ratios": ratios})
-        table.add_row(case.name, f"{1e3 * medians['plain']:.1f}", *(f"{r:.2f}" for r in ratios.values()))
-    Console().print(table)
-    if not arguments.chunks:
-        arguments.out.parent.mkdir(exist_ok=True)
-        arguments.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2) + "\n")
+    names = [PLAIN, *(f"vmap/{chunk}" for chunk in CHUNK_SIZES)]
+    for case in cases:
+        row = time_row(case, names, threads=1, repeats=repeats, size=case.batch_size)
+        rows.append(row)
+        console.print(time_line(row), highlight=False)
+    print_tables(console, {"time": rows, "memory": [], "overhead": None})
+
+
+def _write(record: dict[str, Any], path: Path | None) -> None:
+    """After each row, so that a run that is cut short leaves what it has."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ class Execution:
 
     Attributes:
         engine: who computes per-sample gradients. `loop`: one example at a time, the oracle.
-            `vmap`: vectorised by `torch.func`. `auto`: vmap, and loop for models that vmap cannot
-            take (the report says so).
+            `vmap`: vectorised by `torch.func`. `tape`: one plain forward, recorded operation by operation.
+            `auto`: tape; vmap for models that it cannot take, and loop for those that vmap cannot either
+            (the report says so).
         max_physical_batch_size: the most examples in one forward pass. A larger logical batch comes
             from the loader in several parts; `optimizer.step()` updates at the last one. None: no limit.
         accumulate_dtype: the least precise dtype in which clipped gradients and noise are added.
@@ -58,8 +59,6 @@ class Execution:
     def __post_init__(self) -> None:
         if self.engine not in get_args(EngineName):
             raise ParameterError(f"engine must be one of {get_args(EngineName)}, got {self.engine!r}.")
-        if self.engine == "tape":
-            raise ParameterError('engine="tape" is not part of this version. Use "auto", "vmap" or "loop".')
         if self.compile:
             raise ParameterError("compile=True: no engine of this version can be compiled. Leave it False.")
         if self.loss_reduction not in get_args(LossReduction):

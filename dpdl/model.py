@@ -1,4 +1,4 @@
-"""The private model: the user's module, whose training forward delivers per-sample gradients."""
+"""The private model: the user's module, whose training forward leads to per-sample gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from dpdl.errors import ModelError
 from dpdl.per_sample.batch import ExampleBatch
-from dpdl.per_sample.engine import FrozenCall, PerSampleGradients
+from dpdl.per_sample.boundary import OnBackward, Passage
+from dpdl.per_sample.engine import FrozenCall
 from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
 from dpdl.per_sample.runner import PerSampleRunner, plain_arguments
 from dpdl.turns import Part, Turns
@@ -28,6 +29,11 @@ class PrivateModel(nn.Module):
     backward through its output goes to the private optimizer, never to `p.grad`. Without gradients, or in
     eval mode on anything but the current batch, it evaluates; a backward through that gives the parameters
     nothing.
+
+    The current batch may be run several times before its step (pairs, two views of each example, a critic's real
+    and fake samples), and each output may go backward several times: contributions to an example's gradient are
+    added up, and the whole is clipped once, by `optimizer.step()`. Every call has as many rows as the batch has
+    examples, and row n of each must be computed from example n, or from what is public, alone.
 
     `copy.deepcopy` gives a copy of the plain module (for averaging, say).
 
@@ -84,8 +90,7 @@ class PrivateModel(nn.Module):
         if not tensors:
             raise ModelError("The private model was called without a tensor that has a batch axis.")
         size = tensors[0].shape[0]
-        part = self._turns.open_part
-        if not self.training and (part is None or part.size != size or part.delivered):
+        if not self.training and not self._trains_on(tensors, size):
             return self._evaluated(args, kwargs)
         part = self._turns.take(size)
         batch = ExampleBatch.from_call(args, kwargs, size=size)
@@ -106,9 +111,29 @@ class PrivateModel(nn.Module):
             return self.module(*args, **kwargs)
         return FrozenCall(self.module, {}).run({}, args, kwargs)
 
-    def _delivery_to(self, part: Part) -> Callable[[Iterator[PerSampleGradients]], None]:
+    def _trains_on(self, tensors: list[Tensor], size: int) -> bool:
+        """Whether a call in eval mode is taken for one on the current batch.
+
+        Inputs that ask for gradients are a probe's, once the batch has been through backward; before that they are
+        refused like all that would train something in front of the model.
+        """
+        part = self._turns.open_part
+        if part is None or part.size != size:
+            return False
+        return not (part.delivered and any(tensor.requires_grad for tensor in tensors))
+
+    def _delivery_to(self, part: Part) -> OnBackward:
         turns = self._turns
-        return lambda gradients: turns.deliver(part, gradients)
+
+        def deliver(passage: Passage) -> None:
+            turns.deliver(part, passage)
+
+        return deliver
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop `p.grad`, and what backwards have brought for the current batch since its last step."""
+        super().zero_grad(set_to_none=set_to_none)
+        self._turns.drop()
 
     def train(self, mode: bool = True) -> PrivateModel:
         """As in nn.Module; refuses to put batch normalisation into training mode."""

@@ -80,7 +80,7 @@ def register(subparsers: Any) -> None:
     add(
         "--averaging", type=float, metavar="DECAY", help="test and save a moving average of the weights (default: none)"
     )
-    add("--engine", choices=[name for name in get_args(EngineName) if name != "tape"], help="(default: auto)")
+    add("--engine", choices=get_args(EngineName), help="(default: auto)")
     add("--max-physical-batch-size", type=int, metavar="N", help="most examples in memory at once")
     add("--device", help="(default: cpu)")
     add("--insecure-seed", type=int, metavar="SEED", help="reproducible noise; for research only, the report says so")

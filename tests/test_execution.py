@@ -19,7 +19,6 @@ from tests.small_run import small_run
     [
         ("engine", "hooks", "one of"),
         ("engine", None, "one of"),
-        ("engine", "tape", '"vmap" or "loop"'),
         ("compile", True, "Leave it False"),
         ("loss_reduction", "none", "Reduce the loss"),
         ("loss_reduction", None, "Reduce the loss"),

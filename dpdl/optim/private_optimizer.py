@@ -1,6 +1,7 @@
 """The private optimizer: turns a clipped sum into noise-protected gradients for any torch optimizer.
 
-clipped sum ─▶ ledger (spent from here on) ─▶ + noise ─▶ / expected batch size ─▶ p.grad ─▶ inner step
+what backwards brought ─▶ clipped sum ─▶ ledger (spent from here on) ─▶ + noise ─▶ / expected batch size ─▶ p.grad
+─▶ inner step
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dpdl.errors import CheckpointError, ParameterError, PlanExhaustedError, StepError, WrapError
 from dpdl.ledger import Ledger
 from dpdl.noise.gaussian import gaussian_mechanism
+from dpdl.optim.loss_scale import LossScale
 from dpdl.per_sample.engine import accumulation_dtype
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport
@@ -48,7 +50,11 @@ class PrivateOptimizer(torch.optim.Optimizer):
 
     Made by `make_private`. Parameter groups and state are the wrapped optimizer's own, so learning-rate
     schedulers work on it. `step()` closes the private loader's current batch; the weights move when it
-    completes a logical batch. After that step `p.grad` holds the noisy average that was applied.
+    completes a logical batch. After that step, until the next backward, `p.grad` holds the noisy average that was
+    applied.
+
+    `torch.amp.GradScaler` works on it: the scale is taken out before clipping. No step is skipped for an overflow,
+    and the scaler is told of none: see `LossScale`.
 
     Args:
         inner: any optimizer that steps from `p.grad`.
@@ -60,6 +66,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
         notes: what the report should say besides.
         on_load: called after a saved state was loaded.
     """
+
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler hands over its scale, and skips no step
 
     def __init__(
         self,
@@ -88,6 +96,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
         self._released: dict[str, Tensor] = {}
         self._stepping = False
         self.diagnostics = Diagnostics()
+        self._loss_scale = LossScale()
+        turns.at_backward(self._mark_backward)
         inner.register_step_pre_hook(self._refuse_direct_step)
         inner.register_load_state_dict_post_hook(lambda _: self._share_inner_state())
         self._ready = True
@@ -103,13 +113,24 @@ class PrivateOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Close the current batch; at the end of a logical batch, release its noisy gradient and update.
 
+        All that backwards have brought for the batch is added up for each example, and clipped once, here.
+
         Args:
-            closure: computes the loss and calls backward, once (as Lightning passes it).
+            closure: computes the loss and calls backward (as Lightning passes it).
 
         Raises:
             StepError: no batch is open, its backward is missing, or gradients came from elsewhere.
             PlanExhaustedError: the plan has no step left.
         """
+        try:
+            return self._step(closure)
+        except BaseException:
+            # A gradient scaler sets these and multiplies with what it finds; it would not remove them now.
+            for name in ("grad_scale", "found_inf"):
+                self.__dict__.pop(name, None)
+            raise
+
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -121,7 +142,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
             raise PlanExhaustedError(
                 f"The plan's {self.plan.steps} steps are taken. Make a plan with more steps before training."
             )
-        clipped = self._turns.close()
+        clipped = self._turns.close(loss_scale=self._loss_scale.taken(getattr(self, "grad_scale", None)))
+        self._loss_scale.unmark()
         if clipped is not None:
             self._release(clipped)
         return loss
@@ -169,6 +191,10 @@ class PrivateOptimizer(torch.optim.Optimizer):
             non_finite=so_far.non_finite + clipped.non_finite,
         )
 
+    def _mark_backward(self) -> None:
+        if not self._loss_scale.is_marked:
+            self._loss_scale.mark(self.trainable(), self._released)
+
     def trainable(self) -> dict[str, Tensor]:
         """The parameters that are trained privately, by their names in the model, as of now."""
         held = {id(p) for group in self.inner.param_groups for p in group["params"]}
@@ -203,8 +229,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
             ):  # zeros are what zero_grad(set_to_none=False) leaves
                 raise StepError(
                     f"Parameter '{name}' has a gradient that did not come from the private model: the plain "
-                    "module was called, or another loss reaches it. Call the model that make_private returned, "
-                    "and optimizer.zero_grad() to drop that gradient."
+                    "module was called, or another loss reaches it. Call optimizer.zero_grad() to drop that "
+                    "gradient, then the model that make_private returned, and backward()."
                 )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -259,8 +285,12 @@ class PrivateOptimizer(torch.optim.Optimizer):
     # ── torch.optim.Optimizer ───────────────────────────────────────────────────────────────────────
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop `p.grad`. What a logical batch has added up so far is kept until its step."""
+        """Drop `p.grad`, and what backwards have brought for the current batch since its last step.
+
+        Forward passes are kept, and so is what earlier parts of a logical batch have added up.
+        """
         self.inner.zero_grad(set_to_none=set_to_none)
+        self._turns.drop()
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, and under "dpdl" the plan, ledger and position of the run.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from dpdl.clipping import flat_weights
 from dpdl.errors import LossError, ModelError, ParameterError
 from dpdl.execution import EngineName, Execution, LossReduction
 from dpdl.per_sample.batch import ExampleBatch
+from dpdl.per_sample.boundary import Passage, visit_gradients
 from dpdl.per_sample.engine import PerSampleGradients
 from dpdl.per_sample.runner import PerSampleRunner
 
@@ -57,10 +58,9 @@ def per_sample_gradients(
     trainable = _trainable(model)
     rows: dict[str, list[Tensor]] = {name: [p.new_zeros((0, *p.shape))] for name, p in trainable.items()}
 
-    def collect(parts: Iterator[PerSampleGradients]) -> None:
-        for part in parts:
-            for name, gradient in part.materialize().items():
-                rows[name].append(gradient)
+    def collect(part: PerSampleGradients) -> None:
+        for name, gradient in part.materialize().items():
+            rows[name].append(gradient)
 
     _backward(model, loss_fn, inputs, targets, engine, loss_reduction, collect)
     return {name: torch.cat(parts) for name, parts in rows.items()}
@@ -84,8 +84,8 @@ def per_sample_norms(
     """
     norms: list[Tensor] = []
 
-    def collect(parts: Iterator[PerSampleGradients]) -> None:
-        norms.extend(part.norms() for part in parts)
+    def collect(part: PerSampleGradients) -> None:
+        norms.append(part.norms())
 
     _backward(model, loss_fn, inputs, targets, engine, loss_reduction, collect)
     return torch.cat(norms) if norms else torch.zeros(0)
@@ -119,11 +119,10 @@ def clipped_sum(
         for name, p in _trainable(model).items()
     }
 
-    def add(parts: Iterator[PerSampleGradients]) -> None:
-        for part in parts:
-            weights = flat_weights(part.norms(), max_grad_norm=max_grad_norm)
-            for name, tensor in part.weighted_sum(weights).items():
-                sums[name] += tensor
+    def add(part: PerSampleGradients) -> None:
+        weights = flat_weights(part.norms(), max_grad_norm=max_grad_norm)
+        for name, tensor in part.weighted_sum(weights).items():
+            sums[name] += tensor
 
     _backward(model, loss_fn, inputs, targets, engine, loss_reduction, add)
     return sums
@@ -143,15 +142,16 @@ def _backward(
     targets: Any,
     engine: EngineName,
     loss_reduction: LossReduction,
-    on_backward: Callable[[Iterator[PerSampleGradients]], None],
+    visit: Callable[[PerSampleGradients], None],
 ) -> None:
     args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
     kwargs = inputs if isinstance(inputs, dict) else {}
     batch = ExampleBatch.from_call(args, kwargs)
     runner = PerSampleRunner(model, Execution(engine=engine, loss_reduction=loss_reduction))
     targets = runner.begin_batch(targets, batch.size)
+    passages: list[Passage] = []  # one, once the loss has gone backward
     with torch.enable_grad():
-        loss = loss_fn(runner.forward(batch, _trainable(model), on_backward), targets)
+        loss = loss_fn(runner.forward(batch, _trainable(model), passages.append), targets)
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         raise LossError(
             f"loss_fn must return one number for the batch, got {getattr(loss, 'shape', type(loss).__name__)}. "
@@ -159,3 +159,4 @@ def _backward(
         )
     if loss.requires_grad:
         loss.backward()
+        visit_gradients(passages, visit)

@@ -1,16 +1,18 @@
 """What an engine promises: outputs now, and per-sample gradients when their gradients are known.
 
     engine.forward(batch, trainable) ─▶ ForwardPass.outputs ─▶ the user's loss ─▶ backward()
-                                        ForwardPass.pull_back(cotangents) ─▶ PerSampleGradients, in parts
+    engine.gradients([(ForwardPass, cotangents), ...]) ─▶ PerSampleGradients, in parts
 
-Each part answers `norms()` first and `weighted_sum(weights)` second, so that clipping is arithmetic
-on N numbers and an engine is free to never materialise a gradient per example.
+A step may be fed by several forward passes of the same examples; their gradients are added up, example by example,
+before anything is clipped. Each part answers `norms()` first and `weighted_sum(weights)` second, so that clipping is
+arithmetic on N numbers and an engine is free to never materialise a gradient per example.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -18,12 +20,14 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 
 from dpdl.errors import ModelError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.layout import OutputLayout
+from dpdl.per_sample.materialized import MaterializedGradients, accumulation_dtype
 
-__all__ = ["Engine", "ForwardPass", "FrozenCall", "PerSampleGradients", "PullBack"]
+__all__ = ["Engine", "ForwardPass", "FrozenCall", "PerSampleGradients", "PullBack", "accumulation_dtype", "form_of"]
 
 
 class PerSampleGradients(Protocol):
@@ -76,6 +80,7 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    keeps_examples_apart: ClassVar[bool]  # whatever the model does: each example is computed on its own
 
     def __init__(self, module: nn.Module, *, accumulate_dtype: torch.dtype = torch.float32) -> None:
         self.module = module
@@ -91,9 +96,29 @@ class Engine(ABC):
             trainable: the parameters to differentiate by, by name.
         """
 
+    def gradients(self, passes: Sequence[tuple[ForwardPass, Mapping[int, Tensor]]]) -> Iterator[PerSampleGradients]:
+        """Per-sample gradients of the sum of several passes' losses, in parts, in batch order.
+
+        Gradient of example n = sum over passes of the gradient of sum_i <cotangents[i], outputs[i]> for example n.
+
+        Args:
+            passes: at least one; each from this engine's `forward`, over the same examples with the same trainable
+                parameters, with its outputs' gradients, as `PullBack` takes them. The passes' `outputs` have been
+                handed out, and may be gone. Each pass is good for one call.
+        """
+        if len(passes) == 1:
+            forward, cotangents = passes[0]
+            yield from forward.pull_back(cotangents)
+            return
+        # An engine cuts every batch of one size alike, so that the parts of all passes are of the same examples.
+        for together in zip(*(forward.pull_back(cotangents) for forward, cotangents in passes), strict=True):
+            yield MaterializedGradients.joined(
+                [part.materialize() for part in together], accumulate_dtype=self.accumulate_dtype
+            )
+
     def layout_of(self, trainable: Mapping[str, Tensor], batch: ExampleBatch) -> OutputLayout:
         """The layout of the module's output, measured once for each form of arguments."""
-        form = (self.module.training, repr(batch.spec), tuple(leaf.ndim for leaf in batch.row_leaves))
+        form = form_of(self.module, batch)
         if form not in self._layouts:
             careful = FrozenCall(self.module, trainable, copy_parameters=True)
             layout = OutputLayout.measure(lambda rows: careful({}, rows), batch)
@@ -102,12 +127,17 @@ class Engine(ABC):
         return self._layouts[form]
 
 
+def form_of(module: nn.Module, batch: ExampleBatch) -> Hashable:
+    """What a call of a module has in common with others that take the same way through it, as far as can be told."""
+    return (module.training, repr(batch.spec), tuple(leaf.ndim for leaf in batch.row_leaves))
+
+
 class FrozenCall:
     """A module with its state taken out: a function of (trainable parameters, batch).
 
     Buffers are copied, so that a forward that writes to them leaves the module as it was; parameters are
     too where `copy_parameters` is set, and watched where not. Autocast is as it was when the call was made,
-    also when the call is repeated during a backward pass.
+    also when the call is repeated for its gradients; `as_when_called` does the same for training and eval mode.
 
     Args:
         module: the model.
@@ -131,6 +161,7 @@ class FrozenCall:
             torch.autocast, device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
         )
         self.without_autocast = partial(torch.autocast, device, enabled=False)
+        self._modes = [(child, child.training) for child in module.modules()]
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: ExampleBatch) -> Any:
         """The module's output; where parameters were copied, the copies stand for those handed in."""
@@ -140,6 +171,24 @@ class FrozenCall:
         """The same for arguments as they are."""
         with self._autocast():
             return functional_call(self.module, {**parameters, **self.fixed, **self.buffers}, args, kwargs)
+
+    @contextmanager
+    def holding(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the module has these parameters, and the state that calls of this see."""
+        with _reparametrize_module(self.module, {**parameters, **self.fixed, **self.buffers}):
+            yield
+
+    @contextmanager
+    def as_when_called(self) -> Iterator[None]:
+        """The module's parts in the modes, training or eval, in which they were when the call was made."""
+        modes = [(child, child.training) for child, _ in self._modes]
+        for child, training in self._modes:
+            child.training = training
+        try:
+            yield
+        finally:
+            for child, training in modes:
+                child.training = training
 
     def written_state(self) -> list[str]:
         """Buffers and parameters that a forward has written to, or put another tensor in place of."""
@@ -166,8 +215,3 @@ def detached(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def is_differentiable(value: Any) -> bool:
     """Whether a gradient can flow back through an output."""
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-
-
-def accumulation_dtype(dtype: torch.dtype, least: torch.dtype) -> torch.dtype:
-    """The dtype in which values of `dtype` are added up: theirs, but at least `least`."""
-    return torch.promote_types(dtype, least)

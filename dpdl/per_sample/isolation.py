@@ -21,7 +21,7 @@ from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import FrozenCall, is_differentiable
 from dpdl.per_sample.randomness import RandomState
 
-__all__ = ["Finding", "find_mixing", "refuse_mixing"]
+__all__ = ["Finding", "find_mixing", "find_mixing_in_a_crowd", "refuse_mixing", "with_one_exchanged"]
 
 # Examples run together. Two would do; more show effects that need a crowd.
 EXAMPLES = 4
@@ -100,13 +100,37 @@ def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
     findings = [_state_finding(module, name) for name in base.written]
     # What passes on from example to example in order shows for one end of the batch only.
     for exchanged in (rows.size - 1, 0):
-        other = _watched_run(module, _with_one_exchanged(rows, exchanged), state)
+        other = _watched_run(module, with_one_exchanged(rows, exchanged), state)
         kept = slice(0, rows.size - 1) if exchanged else slice(1, rows.size)
         culprits = _culprits(base, other, more, size=rows.size, kept=kept)
         kept_apart = _stays(base.outputs, other.outputs, more.outputs, size=rows.size, kept=kept)
         if kept_apart is False or (kept_apart is None and culprits):
             return findings + [_mixing_finding(module, name) for name in culprits or [""]]
     return findings
+
+
+def find_mixing_in_a_crowd(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
+    """The same, judged by the model's outputs for a whole batch: shows what only many examples bring out.
+
+    Two forwards of the batch without a graph, one with its middle example exchanged.
+    """
+    if batch.size < 2:
+        return []
+    state, position = RandomState(batch.device), batch.size // 2
+    frozen = FrozenCall(module, {}, copy_parameters=True)
+    outputs = []
+    for rows in (batch, with_one_exchanged(batch, position)):
+        with torch.no_grad(), state.replayed():
+            outputs.append([leaf for leaf in tree_leaves(frozen({}, rows)) if isinstance(leaf, Tensor)])
+    for base, other in zip(*outputs, strict=False):
+        axes = [axis for axis in range(base.ndim) if base.shape[axis] == batch.size]
+        if base.shape != other.shape or not axes:
+            continue
+        others = [i for i in range(batch.size) if i != position]
+        index = torch.tensor(others, device=base.device)
+        if all(_differs(base.index_select(axis, index), other.index_select(axis, index)) for axis in axes):
+            return find_mixing(module, batch) or [_mixing_finding(module, "")]
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +235,7 @@ def _differs(a: Tensor, b: Tensor) -> bool:
     return not torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * float(scale), equal_nan=True)
 
 
-def _with_one_exchanged(rows: ExampleBatch, position: int) -> ExampleBatch:
+def with_one_exchanged(rows: ExampleBatch, position: int) -> ExampleBatch:
     """The same examples, but the one at `position` is another: a neighbour's values, turned and stretched."""
     exchanged = []
     for leaf in rows.row_leaves:

@@ -24,6 +24,7 @@ class LoopEngine(Engine):
     """
 
     name: ClassVar[str] = "loop"
+    keeps_examples_apart: ClassVar[bool] = True
 
     def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> ForwardPass:
         """Run the model on a batch of at least one example; see `Engine.forward`."""
@@ -37,13 +38,14 @@ class LoopEngine(Engine):
             _joined(list(rows), axis) for rows, axis in zip(zip(*examples, strict=True), layout.axes, strict=True)
         ]
         way_back = _LoopPullBack(
-            examples=examples, layout=layout, leaves=leaves, accumulate_dtype=self.accumulate_dtype
+            call=call, examples=examples, layout=layout, leaves=leaves, accumulate_dtype=self.accumulate_dtype
         )
         return ForwardPass(outputs=outputs, layout=layout, pull_back=way_back)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _LoopPullBack:
+    call: FrozenCall
     examples: list[list[Any]]
     layout: OutputLayout
     leaves: dict[str, Tensor]
@@ -59,18 +61,17 @@ class _LoopPullBack:
             yield MaterializedGradients(tensors=self._gradients_of(pairs), accumulate_dtype=self.accumulate_dtype)
 
     def _gradients_of(self, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        found: tuple[Tensor | None, ...] = (None,) * len(self.leaves)
         if pairs:
-            found = torch.autograd.grad(
-                [output for output, _ in pairs],
-                list(self.leaves.values()),
-                [cotangent for _, cotangent in pairs],
-                allow_unused=True,
-            )
-        return {
-            name: (torch.zeros_like(leaf) if gradient is None else gradient).unsqueeze(0)
-            for (name, leaf), gradient in zip(self.leaves.items(), found, strict=True)
-        }
+            # Parts of the forward may run again (activation checkpointing): on the same leaves. backward() rather than
+            # grad(), which one kind of checkpointing refuses.
+            with self.call.holding(self.leaves):
+                torch.autograd.backward([output for output, _ in pairs], [cotangent for _, cotangent in pairs])
+        found = {}
+        for name, leaf in self.leaves.items():
+            gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            found[name] = gradient.detach().unsqueeze(0)
+            leaf.grad = None
+        return found
 
 
 def _joined(rows: list[Any], axis: int | None) -> Any:

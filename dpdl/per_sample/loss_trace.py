@@ -1,9 +1,10 @@
 """Checks that a loss is the mean or sum over examples that it is declared to be, by running it again.
 
 On some batches the tensors of the batch, and the model's outputs, remember the operations that are applied
-to them, up to `backward()`. There the loss is computed again for the first half of the examples alone. For
-a mean, the gradients of their outputs grow by N / half; for a sum, they stay; for a loss that mixes
-examples (a contrastive term, a mean weighted by class, a mean over the batch's unpadded tokens), neither.
+to them, up to the step. At each `backward()` the loss is computed again for the first half of the examples alone.
+For a mean, the gradients of their outputs grow by N / half; for a sum, they stay; for a loss that mixes
+examples (a contrastive term, a mean weighted by class, a mean over the batch's unpadded tokens), neither. The
+outputs may come from several forward passes over the batch.
 
 What a loss takes from the batch as Python numbers (`len(y)`, `mask.sum().item()`) is not marked, so it is
 read in several ways (`_Reading`). A relation that holds in any reading is possible; a mean is believed
@@ -43,18 +44,23 @@ class _Reading:
     """What is taken to follow the batch, among what does not say so.
 
     Attributes:
-        rows: which lengths of other tensors' first axis: those equal to N, or multiples of it too.
+        rows: which lengths of other tensors' first axis: those equal to N, or multiples of it too, where each
+            example's rows follow each other ("multiple") or the batch is repeated as a whole ("blocks").
         numbers: which Python numbers: the same, or none.
         items: whether a number that was read from a followed tensor is recognised by its value.
     """
 
-    rows: Literal["multiple", "equal"]
+    rows: Literal["multiple", "blocks", "equal"]
     numbers: Literal["multiple", "equal", "none"]
     items: bool
 
-    def length(self, value: int, size: int, part: int) -> int:
-        """An axis of length `value` among `size` examples, as it would be among `part`."""
-        return int(_scaled(value, size, part, self.rows))
+    def rows_of(self, tensor: Tensor, size: int, part: int) -> Tensor:
+        """What a tensor among `size` examples would be among the first `part`."""
+        length = tensor.shape[0]
+        if self.rows == "blocks":
+            whole = length > 0 and length % size == 0
+            return torch.cat([block[:part] for block in tensor.split(size)]) if whole else tensor
+        return tensor[: int(_scaled(length, size, part, self.rows))]
 
     def number(self, value: float, size: int, part: int) -> float:
         """The same of a number."""
@@ -66,12 +72,18 @@ def _scaled(value: float, size: int, part: int, rule: Literal["multiple", "equal
     return value / size * part if follows else value
 
 
-_READINGS = tuple(
-    _Reading(rows=rows, numbers=numbers, items=items)
-    for items in (True, False)
-    for rows in ("multiple", "equal")
-    for numbers in ("multiple", "equal", "none")
-)
+def _readings(rows: tuple[Literal["multiple", "blocks", "equal"], ...]) -> tuple[_Reading, ...]:
+    return tuple(
+        _Reading(rows=rule, numbers=numbers, items=items)
+        for items in (True, False)
+        for rule in rows
+        for numbers in ("multiple", "equal", "none")
+    )
+
+
+_READINGS = _readings(("multiple", "equal"))
+# Outputs of several forward passes are put one after another, as are their targets.
+_READINGS_OF_SEVERAL = _readings(("multiple", "blocks", "equal"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +131,7 @@ class LossTrace:
     Args:
         batch_size: N >= 2.
         loss_reduction: what was declared.
-        on_checked: called before the backward with whether the loss could be computed for fewer examples.
+        on_checked: called at the end with whether there was a loss, and each could be computed for fewer examples.
 
     Raises (from `backward()` of a loss computed from what is followed):
         LossError: the loss is not what was declared.
@@ -132,6 +144,8 @@ class LossTrace:
         self._roots: list[_Root] = []
         self._calls: list[_Call] = []
         self._done = False
+        self._confirmed: list[bool] = []
+        self._passes = 0
 
     def follow_batch(self, batch: Any) -> Any:
         """The same tree, with the tensors followed that carry the examples on their first axis."""
@@ -141,6 +155,10 @@ class LossTrace:
             return self._root(leaf, axis=0, is_output=False) if carries else leaf
 
         return tree_map(follow, batch)
+
+    def begin_pass(self) -> None:
+        """The outputs followed next come from another forward pass."""
+        self._passes += 1
 
     def follow_output(self, output: Tensor, *, axis: int) -> Tensor:
         """A differentiable output of the model, followed."""
@@ -171,24 +189,31 @@ class LossTrace:
         return result
 
     def check(self, loss: Tensor) -> None:
-        """Compare the whole loss with that of half of the examples; runs once, before the backward."""
+        """Compare the whole loss with that of half of the examples; runs before each backward."""
+        if self._done:
+            return
+        _refuse_outside_parameters(loss)
+        possible = self._possible(loss)
+        if possible:
+            _refuse_other_than(self._reduction, possible, size=self.batch_size)
+        self._confirmed.append(bool(possible))
+
+    def end(self) -> None:
+        """Follow nothing any longer, and let go of all that was followed."""
         if self._done:
             return
         self._done = True
-        _refuse_outside_parameters(loss)
-        possible = self._possible(loss)
         self._roots.clear()
         self._calls.clear()
-        if possible:
-            _refuse_other_than(self._reduction, possible, size=self.batch_size)
-        self._on_checked(bool(possible))
+        if self._confirmed:
+            self._on_checked(all(self._confirmed))
 
     def _possible(self, loss: Tensor) -> set[Verdict]:
         """What the loss may be, by the readings in which it can be computed."""
         half = (self.batch_size + 1) // 2
         calls = self._calls_behind(loss)
         possible: set[Verdict] = set()
-        for reading in _READINGS:
+        for reading in _READINGS if self._passes <= 1 else _READINGS_OF_SEVERAL:
             if possible and not reading.items and any(call.number is not None for call in calls):
                 break  # numbers read from tensors were recognised: that reading is the one
             try:
@@ -231,7 +256,7 @@ class LossTrace:
                 return known[id(leaf)]
             # A copy: the loss may also write to tensors of its own, which must not happen twice.
             copy = untraced(leaf).detach().clone()
-            return copy[: reading.length(copy.shape[0], self.batch_size, rows)] if copy.ndim else copy
+            return reading.rows_of(copy, self.batch_size, rows) if copy.ndim else copy
 
         device = self._roots[0].original.device
         with torch._C.DisableTorchFunctionSubclass(), torch.enable_grad(), isolated_randomness(device):

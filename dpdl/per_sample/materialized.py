@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dpdl.per_sample.engine import accumulation_dtype
-
-__all__ = ["MaterializedGradients"]
+__all__ = ["MaterializedGradients", "accumulation_dtype"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +23,21 @@ class MaterializedGradients:
 
     tensors: dict[str, Tensor]
     accumulate_dtype: torch.dtype
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mapping[str, Tensor]], *, accumulate_dtype: torch.dtype) -> MaterializedGradients:
+        """The sums of several gradients of the same n examples, in the accumulation dtype.
+
+        Args:
+            parts: each parameter name to [n, *shape of the parameter]; a name may be missing in some.
+        """
+        tensors: dict[str, Tensor] = {}
+        for part in parts:
+            for name, gradient in part.items():
+                wide = gradient.to(accumulation_dtype(gradient.dtype, accumulate_dtype))
+                assert name not in tensors or tensors[name].shape == wide.shape, "parts of different examples"
+                tensors[name] = tensors[name] + wide if name in tensors else wide
+        return cls(tensors=tensors, accumulate_dtype=accumulate_dtype)
 
     def norms(self) -> Tensor:
         """L2 norm over all parameters, shape [n], in the widest accumulation dtype.
@@ -71,6 +85,11 @@ class MaterializedGradients:
     def materialize(self) -> dict[str, Tensor]:
         """The gradients themselves."""
         return self.tensors
+
+
+def accumulation_dtype(dtype: torch.dtype, least: torch.dtype) -> torch.dtype:
+    """The dtype in which values of `dtype` are added up: theirs, but at least `least`."""
+    return torch.promote_types(dtype, least)
 
 
 def _rows(gradient: Tensor) -> Tensor:

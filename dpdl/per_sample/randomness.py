@@ -21,6 +21,12 @@ class RandomState:
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
+    def has_moved(self) -> bool:
+        """Whether random numbers were drawn since."""
+        if not torch.equal(self._cpu, torch.get_rng_state()):
+            return True
+        return self._cuda is not None and not torch.equal(self._cuda, torch.cuda.get_rng_state(self._device))
+
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Inside, random numbers come again as they came from this moment on; afterwards, as if nothing was."""

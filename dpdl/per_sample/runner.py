@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from dpdl.execution import Execution
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.boundary import OnBackward, forward_with_boundary
-from dpdl.per_sample.engine import Engine, is_differentiable
-from dpdl.per_sample.isolation import find_batch_norms, find_mixing, refuse_mixing
+from dpdl.per_sample.engine import Engine, form_of, is_differentiable
+from dpdl.per_sample.isolation import find_batch_norms, find_mixing, find_mixing_in_a_crowd, refuse_mixing
 from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.loss_trace import LossTrace, untraced
-from dpdl.per_sample.select import select_engine
+from dpdl.per_sample.select import select_engine, why_not
 from dpdl.per_sample.self_check import refuse_mismatch
 
 __all__ = ["PerSampleRunner", "plain_arguments"]
@@ -25,8 +25,12 @@ __all__ = ["PerSampleRunner", "plain_arguments"]
 LOSS_CHECKS = 4
 
 
+# From this batch on, at each power of two, whole batches are looked at for examples that reach each other.
+CROWD_CHECKS = 8
+
+
 class PerSampleRunner:
-    """The forward of a model whose backward delivers per-sample gradients.
+    """The forward of a model whose backwards lead to per-sample gradients.
 
     Args:
         module: the model, as the user built it.
@@ -38,7 +42,7 @@ class PerSampleRunner:
         self.execution = execution
         self._engine: Engine | None = None
         self._engine_note = ""
-        self._model_unchecked = execution.self_check
+        self._known_forms: set[Hashable] = set()  # of calls that the engine was tried and checked on
         self._trace: LossTrace | None = None
         self._batches = 0
         self._confirmed_sizes: set[int] = set()
@@ -68,7 +72,7 @@ class PerSampleRunner:
             size: N.
         """
         self._batches += 1
-        self._trace = None
+        self._end_trace()
         if size < 2 or not self._loss_check_is_due():
             return batch
         self._trace = LossTrace(
@@ -84,30 +88,41 @@ class PerSampleRunner:
         first_ones = self._batches <= LOSS_CHECKS and len(self._confirmed_sizes) < 2
         return first_ones or (self._batches > LOSS_CHECKS and self._batches.bit_count() == 1)
 
+    def _crowd_check_is_due(self) -> bool:
+        """On the first batch, and on the 8th, 16th, 32nd, ...: what mixes may depend on the data."""
+        return self._batches <= 1 or (self._batches >= CROWD_CHECKS and self._batches.bit_count() == 1)
+
     def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor], on_backward: OnBackward) -> Any:
-        """The model's output for `batch`; its backward calls `on_backward`.
+        """The model's output for `batch`; each backward through it calls `on_backward`.
+
+        It may be called several times for a batch, whose examples each pass has to be of.
 
         Raises:
             ModelError: the model mixes examples, keeps state, or no engine can run it.
         """
         refuse_mixing(find_batch_norms(self.module))
-        if self._model_unchecked and batch.size:
-            refuse_mixing(find_mixing(self.module, batch))
         engine = self._engine_for(batch, trainable)
-        if self._model_unchecked and batch.size:
-            refuse_mismatch(engine, batch, trainable)
-            self._model_unchecked = False
+        if self.execution.self_check and not engine.keeps_examples_apart and self._crowd_check_is_due():
+            refuse_mixing(find_mixing_in_a_crowd(self.module, batch))
         output, layout = forward_with_boundary(
             engine,
             batch,
             trainable,
             loss_reduction=self.execution.loss_reduction,
             on_backward=on_backward,
+            on_used=self._end_trace,
         )
         return output if self._trace is None else self._followed(output, layout, self._trace)
 
     def _engine_for(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> Engine:
-        if self._engine is None:
+        """The engine in use. A call of another form than those before is tried and checked first."""
+        form = form_of(self.module, batch)
+        if self._engine is not None and form in self._known_forms:
+            return self._engine
+        checks = self.execution.self_check and batch.size
+        if checks:
+            refuse_mixing(find_mixing(self.module, batch))
+        if self._engine is None or why_not(self._engine, batch, trainable) is not None:
             selection = select_engine(
                 self.execution.engine,
                 self.module,
@@ -115,8 +130,14 @@ class PerSampleRunner:
                 trainable,
                 accumulate_dtype=self.execution.accumulate_dtype,
                 chunk_size=self.execution.chunk_size,
+                checked=self.execution.self_check,
             )
             self._engine, self._engine_note = selection.engine, selection.note
+            self._known_forms.clear()
+        if checks:
+            refuse_mismatch(self._engine, batch, trainable)
+        if batch.size:
+            self._known_forms.add(form)
         return self._engine
 
     def _followed(self, output: Any, layout: OutputLayout, trace: LossTrace) -> Any:
@@ -126,11 +147,17 @@ class PerSampleRunner:
             # The model computes a loss itself: it was computed for each example and reduced as declared.
             self._reduced_by_us = True
             return output
+        trace.begin_pass()
         for i in differentiable:
             axis = layout.axes[i]
             assert axis is not None
             leaves[i] = trace.follow_output(leaves[i], axis=axis)
         return tree_unflatten(leaves, spec)
+
+    def _end_trace(self) -> None:
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            trace.end()
 
     def _loss_was_checked(self, size: int, confirmed: bool) -> None:
         if confirmed:

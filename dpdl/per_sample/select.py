@@ -13,9 +13,14 @@ from dpdl.execution import EngineName
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import Engine, is_differentiable
 from dpdl.per_sample.loop import LoopEngine
+from dpdl.per_sample.tape import TapeEngine
+from dpdl.per_sample.tape.refusal import TapeRefusal
 from dpdl.per_sample.vmap import VmapEngine
 
-__all__ = ["Selection", "select_engine"]
+__all__ = ["Selection", "select_engine", "why_not"]
+
+
+TRIAL_EXAMPLES = 2  # as many as show whether the engine can run the model; each costs time before the first step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,33 +44,69 @@ def select_engine(
     *,
     accumulate_dtype: torch.dtype = torch.float32,
     chunk_size: int | None = None,
+    checked: bool = True,
 ) -> Selection:
     """The engine `name` for this model, tried on the first rows of a batch.
 
-    "auto" is vmap where it can run the model, otherwise loop, with a note that says why.
+    "auto" is the first of tape, vmap and loop that can run the model, with a note that says why not an earlier one.
+    The tape computes examples together: it rests on the check that the model keeps them apart.
+
+    Args:
+        checked: whether the model is checked for that.
 
     Raises:
-        ModelError: engine "vmap" was asked for and cannot run the model.
+        ModelError: the engine asked for cannot run the model.
     """
     loop = LoopEngine(module, accumulate_dtype=accumulate_dtype)
+    tape = TapeEngine(module, accumulate_dtype=accumulate_dtype)
+    vmap = VmapEngine(module, accumulate_dtype=accumulate_dtype, chunk_size=chunk_size)
     if name == "loop":
         return Selection(engine=loop)
-    vmap = VmapEngine(module, accumulate_dtype=accumulate_dtype, chunk_size=chunk_size)
-    trial = batch.rows(slice(0, 1)) if batch.size else batch.zero_rows(1)
+    every: tuple[Engine, ...] = (tape, vmap, loop)
+    candidates = [engine for engine in every if name in ("auto", engine.name)]
+    reasons: dict[str, str] = {}
+    if name == "auto" and not checked:
+        candidates.remove(tape)
+        reasons["tape"] = "self_check=False, and it relies on the check that examples are kept apart"
+    for engine in candidates:
+        reason = why_not(engine, batch, trainable)
+        if reason is None:
+            return Selection(engine=engine, note=_note(engine, reasons))
+        reasons[engine.name] = reason
+    _try(loop, _trial(batch), trainable)  # a model that is broken in itself fails here, in its own words
+    raise ModelError(
+        f"Engine '{name}' cannot run this model: {reasons[name]}. Use Execution(engine='auto') or engine='loop', which "
+        "runs it one example at a time."
+    )
+
+
+def why_not(engine: Engine, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> str | None:
+    """Why an engine cannot run the model on such batches; None if it can.
+
+    What the loop meets is the model's own error, and is raised.
+    """
     try:
-        _try(vmap, trial, trainable)
+        _try(engine, _trial(batch), trainable)
+    except TapeRefusal as refusal:
+        return str(refusal)
     except ModelError:
         raise
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # whatever vmap meets in user code
-        _try(loop, trial, trainable)  # a model that is broken in itself fails here, in its own words
-        reason = str(error).split("\n")[0].split(". ")[0]
-        if name == "vmap":
-            raise ModelError(
-                f"Engine 'vmap' cannot run this model: {reason}. Use Execution(engine='auto') or "
-                "engine='loop', which run it one example at a time."
-            ) from error
-        return Selection(engine=loop, note=f"engine loop instead of vmap, which cannot run the model: {reason}")
-    return Selection(engine=vmap)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # whatever an engine meets in user code
+        if isinstance(engine, LoopEngine):
+            raise
+        return str(error).split("\n")[0].split(". ")[0]
+    return None
+
+
+def _trial(batch: ExampleBatch) -> ExampleBatch:
+    return batch.rows(slice(0, TRIAL_EXAMPLES)) if batch.size else batch.zero_rows(1)
+
+
+def _note(engine: Engine, reasons: Mapping[str, str]) -> str:
+    if not reasons:
+        return ""
+    why = "; ".join(f"{name} cannot run the model: {reason}" for name, reason in reasons.items())
+    return f"engine {engine.name}, because {why}"
 
 
 def _try(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:

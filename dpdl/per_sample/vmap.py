@@ -39,6 +39,7 @@ class VmapEngine(Engine):
     """
 
     name: ClassVar[str] = "vmap"
+    keeps_examples_apart: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -119,7 +120,12 @@ class _VmappedExamples:
 
         for chunk in self._chunks:
             cotangent = tuple(c[chunk.rows] for c in batch_first)
-            with chunk.random_state.replayed(), self._call.without_autocast(), _vmappable_attention():
+            with (
+                chunk.random_state.replayed(),
+                self._call.without_autocast(),
+                self._call.as_when_called(),
+                _vmappable_attention(),
+            ):
                 gradients, again = vmap(one, randomness="different")(self._batch.rows(chunk.rows).row_leaves, cotangent)
             for k, second in zip(wanted, again, strict=True):
                 _refuse_another_output(chunk.fingerprints[k], second)
@@ -170,7 +176,8 @@ def _refuse_another_output(first: Tensor, tensor: Tensor) -> None:
         raise ModelError(
             "The model gave another output when it was run again with the same inputs and the same random "
             "state, so its gradients would not belong to its outputs. Draw random numbers with torch's "
-            "default generators and keep no state in forward, or use engine='loop'."
+            "default generators, keep no state in forward, and write to neither weights nor batch between "
+            "forward and step; or use engine='loop'."
         )
 
 

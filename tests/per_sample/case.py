@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.oracles.one_at_a_time import Inputs, cast, map_inputs
 
-ENGINES = ("loop", "vmap", "auto")
+ENGINES = ("loop", "vmap", "tape", "auto")
 
 N = 5  # examples in every batch; several models also have a sequence of length 5, on purpose
 

@@ -23,7 +23,7 @@ V, T, D = 7, 5, 4  # words, positions (as many as examples, on purpose), feature
 WORDS = tokens(N, T, vocabulary=V, seed=31)
 SERIES = normal(N, T, 3, seed=32)
 Y = tokens(N, vocabulary=3, seed=33)
-NOT_VMAP = ("loop", "auto")  # torch.func cannot batch the fused recurrent kernels
+NOT_VMAP = ("loop", "tape", "auto")  # torch.func cannot batch the fused recurrent kernels
 
 
 class Embedded(nn.Module):

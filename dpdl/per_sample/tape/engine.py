@@ -1,0 +1,207 @@
+"""The tape engine: one plain forward, operation by operation, and per-sample gradients from what it recorded.
+
+The model runs as it is, for the whole batch at once. A function mode sees every torch operation; those that take a
+parameter leave what is needed to answer for each example's gradient norm, and for a weighted sum of gradients, once
+the gradients of their outputs are known. No weight gradient of the batch is ever computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dpdl.errors import ModelError
+from dpdl.per_sample.batch import ExampleBatch
+from dpdl.per_sample.engine import Engine, ForwardPass, PerSampleGradients, form_of, is_differentiable
+from dpdl.per_sample.layout import OutputLayout
+from dpdl.per_sample.randomness import isolated_randomness
+from dpdl.per_sample.tape.contribution import Contribution
+from dpdl.per_sample.tape.gradients import TapeGradients
+from dpdl.per_sample.tape.module_state import BorrowedState
+from dpdl.per_sample.tape.plan import Plan
+from dpdl.per_sample.tape.recomputation import leaf_gradients
+from dpdl.per_sample.tape.recorder import Recorder
+from dpdl.per_sample.tape.refusal import PlanIsStale, TapeRefusal
+from dpdl.per_sample.tape.source import Source
+from dpdl.per_sample.tape.survey import survey
+
+__all__ = ["TapeEngine"]
+
+# Surveys of one form of call before giving up: each sees paths that chance (layer drop) has hidden from those before.
+SURVEYS = 8
+TRIAL_EXAMPLES = 2
+
+
+class TapeEngine(Engine):
+    """Per-sample gradients from a record of one plain forward pass.
+
+    Args:
+        module: the model. It runs on its own parameters, with copies of its buffers.
+    """
+
+    name: ClassVar[str] = "tape"
+    keeps_examples_apart: ClassVar[bool] = False
+
+    def __init__(self, module: nn.Module, *, accumulate_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(module, accumulate_dtype=accumulate_dtype)
+        self._plans: dict[object, Plan] = {}
+        self._state = BorrowedState(module)
+
+    def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> ForwardPass:
+        """Run the model on a batch of at least one example; see `Engine.forward`.
+
+        Raises:
+            TapeRefusal: a call cannot be recorded.
+        """
+        layout = self.layout_of(trainable, batch)
+        form = (form_of(self.module, batch), *trainable)
+        if form not in self._plans:
+            self._plans[form] = survey(self.module, batch, trainable, Plan())
+            self._refuse_unseen_uses(batch, trainable, layout, form)
+        recorder, leaves = self._recorded(batch, trainable, layout, form)
+        outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        way_back = _TapePullBack(recorder=recorder, leaves=leaves, parameters=dict(trainable), device=batch.device.type)
+        return ForwardPass(outputs=outputs, layout=layout, pull_back=way_back)
+
+    def gradients(self, passes: Sequence[tuple[ForwardPass, Mapping[int, Tensor]]]) -> Iterator[PerSampleGradients]:
+        """All examples in one part; several passes are joined use by use, not materialised."""
+        ways = [(_tape_of(forward), cotangents) for forward, cotangents in passes]
+        for way, cotangents in ways:
+            way.go_back(cotangents, alone=len(ways) == 1)
+        first = ways[0][0].recorder
+        received: dict[Source, list[Contribution]] = {}
+        sources: dict[str, Source] = {}  # a parameter is one source, whichever pass used it
+        for way, _ in ways:
+            for source, parts in way.recorder.received.items():
+                one = sources.setdefault(source.parameters[0], source) if source.is_parameter else source
+                received.setdefault(one, []).extend(parts)
+        yield TapeGradients(
+            received, ways[0][0].parameters, examples=first.examples, accumulate_dtype=self.accumulate_dtype
+        )
+
+    def _recorded(
+        self, batch: ExampleBatch, trainable: Mapping[str, Tensor], layout: OutputLayout, form: object
+    ) -> tuple[Recorder, list[Any]]:
+        stale = ""
+        for _ in range(SURVEYS):
+            if self._plans[form].trouble:
+                raise TapeRefusal(self._plans[form].trouble)
+            recorder = Recorder(
+                examples=batch.size,
+                trainable=trainable,
+                plan=self._plans[form],
+                accumulate_dtype=self.accumulate_dtype,
+            )
+            try:
+                return recorder, self._run(recorder, batch, trainable, layout)
+            except PlanIsStale as met:
+                stale = str(met)
+                self._plans[form] = survey(self.module, batch, trainable, self._plans[form])
+        raise TapeRefusal(f"{stale} takes another form each time that the model runs")
+
+    def _run(
+        self, recorder: Recorder, batch: ExampleBatch, trainable: Mapping[str, Tensor], layout: OutputLayout
+    ) -> list[Any]:
+        args, kwargs = batch.call_arguments()
+        versions = [p._version for p in trainable.values()]
+        with torch.enable_grad(), self._state, recorder:
+            leaves = layout.leaves(self.module(*args, **kwargs))
+        written = self._state.written + [
+            name for (name, p), version in zip(trainable.items(), versions, strict=True) if p._version != version
+        ]
+        if written:
+            raise ModelError(
+                f"The model's forward writes to its buffers or parameters {written}. State that is updated from "
+                "private data leaves through the saved model without noise. Freeze the modules that own it "
+                "(module.eval(), track_running_stats=False, max_norm=None), or replace them, e.g. BatchNorm by "
+                "GroupNorm."
+            )
+        for leaf, axis in zip(leaves, layout.axes, strict=True):
+            if axis is None and is_differentiable(leaf) and leaf.requires_grad:
+                raise TapeRefusal(
+                    "the model computes a scalar (its own loss) from the whole batch; compute the loss outside of the "
+                    "model for the tape"
+                )
+        return leaves
+
+    def _refuse_unseen_uses(
+        self, batch: ExampleBatch, trainable: Mapping[str, Tensor], layout: OutputLayout, form: object
+    ) -> None:
+        """Raise if a parameter reaches the output by a way that the recorder does not see."""
+        rows = batch.rows(slice(0, TRIAL_EXAMPLES))
+        with isolated_randomness(batch.device):
+            recorder, leaves = self._recorded(rows, trainable, layout, form)
+        outputs = [leaf for leaf in leaves if is_differentiable(leaf) and leaf.requires_grad]
+        if not outputs:
+            return
+        zeros = [torch.zeros_like(o) for o in outputs]
+        with _without_gradients(trainable.values()), recorder.again():
+            gradients = leaf_gradients(outputs, zeros, list(trainable.values()), reentrant=recorder.plan.hidden)
+        unseen = [name for name, g in zip(trainable, gradients, strict=True) if g is not None]
+        if unseen:
+            raise TapeRefusal(f"parameters {unseen} are used in a way that torch's function modes do not see")
+
+
+@contextmanager
+def _without_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, `.grad` is empty; afterwards it is what it was."""
+    kept = [(p, p.grad) for p in parameters]
+    for p, _ in kept:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, gradient in kept:
+            p.grad = gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TapePullBack:
+    recorder: Recorder
+    leaves: list[Any]
+    parameters: dict[str, Tensor]
+    device: str
+
+    def __call__(self, cotangents: Mapping[int, Tensor]) -> Iterator[TapeGradients]:
+        self.go_back(cotangents, alone=True)
+        recorder = self.recorder
+        yield TapeGradients(
+            recorder.received,
+            self.parameters,
+            examples=recorder.examples,
+            accumulate_dtype=recorder.accumulate_dtype,
+        )
+
+    def go_back(self, cotangents: Mapping[int, Tensor], *, alone: bool) -> None:
+        """Go back through the graph, once; the recorder then holds what each source has received.
+
+        Args:
+            alone: whether this pass's gradients are all; if so norms of single uses are taken on the way.
+        """
+        recorder = self.recorder
+        recorder.norms_on_the_way = alone
+        pairs = [(self.leaves[i], c) for i, c in cotangents.items() if self.leaves[i].requires_grad]
+        self.leaves.clear()
+        if not pairs:
+            return
+        with torch.autocast(self.device, enabled=False), recorder.again():
+            found = leaf_gradients(
+                [output for output, _ in pairs],
+                [cotangent for _, cotangent in pairs],
+                [recorder.anchor, *(copies.leaf for copies in recorder.copies)],
+                reentrant=recorder.plan.hidden,
+            )[1:]
+        found += [copies.leaf.grad for copies in recorder.copies[len(found) :]]
+        for copies, gradient in zip(recorder.copies, found, strict=True):
+            if gradient is not None:
+                recorder.receive(copies.source, copies.to_contribution(recorder.at_least(gradient)))
+
+
+def _tape_of(forward: ForwardPass) -> _TapePullBack:
+    assert isinstance(forward.pull_back, _TapePullBack)  # the passes are this engine's
+    return forward.pull_back

@@ -1,0 +1,63 @@
+"""The tensors that a forward pass has derived from parameters so far, found by identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from dpdl.per_sample.tape.call import Call
+from dpdl.per_sample.tape.source import Source, moved_within
+
+__all__ = ["Sources"]
+
+
+class Sources(Mapping[int, Source]):
+    """Sources by the identity of their tensors. Holds the tensors, so that identities stay good.
+
+    Args:
+        trainable: the parameters to start from, by name.
+    """
+
+    def __init__(self, trainable: Mapping[str, Tensor]) -> None:
+        self._by_id: dict[int, Source] = {
+            id(p): Source(key=name, tensor=p, parameters=(name,), constant=p.detach(), moved=True)
+            for name, p in trainable.items()
+        }
+
+    def derive(self, call: Call, outputs: list[Tensor]) -> None:
+        """Take in what a call on parameters alone has given."""
+        parameters = tuple(dict.fromkeys(name for source in call.sources for name in source.parameters))
+        for position, tensor in enumerate(outputs):
+            if tensor.requires_grad and id(tensor) not in self._by_id:
+                self._by_id[id(tensor)] = Source(
+                    key=(call.name, position),
+                    tensor=tensor,
+                    parameters=parameters,
+                    constant=tensor.detach(),
+                    moved=moved_within(call.function, call.sources, tensor),
+                )
+
+    def as_constants(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with every source as a constant."""
+
+        def constant(leaf: Any) -> Any:
+            source = self._by_id.get(id(leaf))
+            return leaf if source is None else source.constant
+
+        plain: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(constant, (args, dict(kwargs)))
+        return plain
+
+    def __getitem__(self, identity: int) -> Source:
+        return self._by_id[identity]
+
+    def __contains__(self, identity: object) -> bool:
+        return identity in self._by_id
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._by_id)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
