@@ -239,20 +239,25 @@ def with_one_exchanged(rows: ExampleBatch, position: int) -> ExampleBatch:
     """The same examples, but the one at `position` is another: a neighbour's values, turned and stretched."""
     exchanged = []
     for leaf in rows.row_leaves:
-        other = _another(leaf[0 if position else 1])
+        other = _another(leaf[0 if position else 1], instead_of=leaf[position])
         exchanged.append(torch.cat([leaf[:position], other.unsqueeze(0), leaf[position + 1 :]]))
     return rows.with_row_leaves(tuple(exchanged), size=rows.size)
 
 
 def _with_a_neighbour(single: ExampleBatch) -> ExampleBatch:
-    pairs = tuple(torch.cat([leaf, _another(leaf[0]).unsqueeze(0)]) for leaf in single.row_leaves)
+    pairs = tuple(torch.cat([leaf, _another(leaf[0], instead_of=leaf[0]).unsqueeze(0)]) for leaf in single.row_leaves)
     return single.with_row_leaves(pairs, size=2)
 
 
-def _another(example: Tensor) -> Tensor:
-    """Other values of the same kind: turned round, and stretched where numbers are real."""
+def _another(example: Tensor, *, instead_of: Tensor) -> Tensor:
+    """Other values of the same kind than `instead_of`: real numbers turned round and stretched.
+
+    Integers (tokens, coordinates) mean something by their order: those of another example are taken as they are.
+    """
     turned = example.flatten().flip(0).view(example.shape)
-    return turned * 1.5 + 0.25 if is_differentiable(example) else turned
+    if is_differentiable(example):
+        return turned * 1.5 + 0.25
+    return turned if torch.equal(example, instead_of) else example
 
 
 def _mixing_finding(module: nn.Module, name: str) -> Finding:

@@ -22,7 +22,7 @@ from dpdl.per_sample.tape.refusal import TapeRefusal
 from dpdl.per_sample.tape.source import Source
 from dpdl.per_sample.tape.sources import Sources
 
-__all__ = ["ExampleCopies", "run_for_each_example", "spread"]
+__all__ = ["ExampleCopies", "copies_of", "run_for_each_example", "spread"]
 
 # Numbers in the one-example-at-a-time cotangents of a tensor that parameters alone were spread over the batch in.
 LARGEST_SPREAD = 2**26
@@ -41,6 +41,12 @@ class ExampleCopies:
     source: Source
     leaf: Tensor
     to_contribution: Callable[[Tensor], Contribution] = field(default=Materialized)
+
+
+def copies_of(source: Source, examples: int) -> ExampleCopies:
+    """A copy for each example, [n, *shape]; nothing is stored for it."""
+    constant = source.constant
+    return ExampleCopies(source=source, leaf=constant.expand(examples, *constant.shape).requires_grad_())
 
 
 def run_for_each_example(
@@ -65,10 +71,9 @@ def run_for_each_example(
         _, axis = next(axes)
         source = sources.get(id(leaf))
         if source is not None:
-            copy = source.constant.expand(examples, *source.constant.shape).requires_grad_()
-            copies.append(ExampleCopies(source=source, leaf=copy))
+            copies.append(copies_of(source, examples))
             places[position] = (len(mapped), None)
-            mapped.append(copy)
+            mapped.append(copies[-1].leaf)
         elif axis is not None:
             places[position] = (len(mapped), axis)
             mapped.append(axis.to_front(leaf, examples))
@@ -122,9 +127,7 @@ def spread(call: Call, plan: CallPlan, result: Any, examples: int) -> tuple[Any,
         if examples * output.numel() > LARGEST_SPREAD:
             raise TapeRefusal(f"{call} spreads parameters over the batch, in a tensor of shape {tuple(output.shape)}")
         parameters = tuple(dict.fromkeys(n for source in call.sources for n in source.parameters))
-        spread_out = Source(
-            key=(call.name, "spread"), tensor=output, parameters=parameters, constant=leaf.detach(), moved=False
-        )
+        spread_out = Source(key=(call.name, "spread"), tensor=output, parameters=parameters, moved=False)
         made = ExampleCopies(
             source=spread_out, leaf=leaf, to_contribution=lambda g: Materialized(_one_at_a_time(g, axis, examples))
         )

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from dpdl.per_sample.engine import accumulation_dtype
 from dpdl.per_sample.tape.batch_axis import BatchAxis
 from dpdl.per_sample.tape.call import Call, CallNames, FirstUses, involved_sources, tensors_in
 from dpdl.per_sample.tape.composite import body_of
 from dpdl.per_sample.tape.contribution import Contribution
-from dpdl.per_sample.tape.copies import ExampleCopies, run_for_each_example, spread
+from dpdl.per_sample.tape.copies import ExampleCopies, copies_of, run_for_each_example, spread
 from dpdl.per_sample.tape.plan import CallPlan, Plan
 from dpdl.per_sample.tape.recomputation import keeping_saved_tensors
 from dpdl.per_sample.tape.refusal import PlanIsStale, TapeRefusal
@@ -81,7 +81,7 @@ class Recorder(TorchFunctionMode):
         if plan is None or not plan.fits(tensors, self.examples):
             return self._run_unplanned(call, tensors)
         if plan.trouble:
-            raise TapeRefusal(f"{call}: {plan.trouble}")
+            return self._run_out_of_use(call, plan.trouble)
         if not plan.takes_examples:
             with keeping_saved_tensors() if self.plan.recomputes else nullcontext():
                 result = function(*args, **kwargs)
@@ -104,12 +104,31 @@ class Recorder(TorchFunctionMode):
                 return result
         raise PlanIsStale(str(call))
 
+    def _run_out_of_use(self, call: Call, trouble: str) -> Any:
+        """A call that mixes examples is harmless if nothing that is trained on comes of it (a matrix of similarities
+        within the batch that the loss does not use): its parameters are constants, and a gradient is refused."""
+
+        def refuse(_: tuple[Tensor, ...], __: Tensor) -> None:
+            raise TapeRefusal(f"{call}: {trouble}")
+
+        args, kwargs = self.sources.as_constants(call.args, call.kwargs)
+        result = call.function(*args, **kwargs)
+        leaves, spec = tree_flatten(result)
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                leaves[i] = tap(leaf.clone(), self.anchor, (), refuse)
+        return tree_unflatten(leaves, spec)
+
     def _take(self, ran: tuple[Any, list[ExampleCopies]]) -> Any:
         result, copies = ran
+        self.take_copies(copies)
+        return result
+
+    def take_copies(self, copies: list[ExampleCopies]) -> None:
+        """Copies of sources whose gradients are to be received."""
         self.copies += copies
         for one in copies:
             self.will_use(one.source)
-        return result
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -184,6 +203,11 @@ class _RecordedCall(RuleCall):
     def receive(self, source: Source, contribution: Contribution) -> None:
         with torch.no_grad():
             self._recorder.receive(source, contribution)
+
+    def copy(self, source: Source) -> Tensor:
+        copies = copies_of(source, self.examples)
+        self._recorder.take_copies([copies])
+        return copies.leaf
 
     def tap(
         self, output: Tensor, kept: tuple[Tensor, ...], contributions: Contributions, *uses: Source | None

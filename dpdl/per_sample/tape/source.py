@@ -8,7 +8,7 @@ derivation only moves numbers about (a transpose, a slice), norms are those of t
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,15 +24,18 @@ class Source:
         key: names it, the same in every forward pass: the parameter's name, or how it was derived.
         tensor: the tensor with its graph. Held, because identities are only good while tensors live.
         parameters: names of the parameters that it depends on.
-        constant: the same values without a graph.
         moved: whether it is one parameter, or an arrangement of distinct numbers of one.
     """
 
     key: Hashable
     tensor: Tensor
     parameters: tuple[str, ...]
-    constant: Tensor = field(repr=False)
     moved: bool
+
+    @property
+    def constant(self) -> Tensor:
+        """The same values without a graph, as they are now."""
+        return self.tensor.detach()
 
     @property
     def is_parameter(self) -> bool:

@@ -23,8 +23,7 @@ class Sources(Mapping[int, Source]):
 
     def __init__(self, trainable: Mapping[str, Tensor]) -> None:
         self._by_id: dict[int, Source] = {
-            id(p): Source(key=name, tensor=p, parameters=(name,), constant=p.detach(), moved=True)
-            for name, p in trainable.items()
+            id(p): Source(key=name, tensor=p, parameters=(name,), moved=True) for name, p in trainable.items()
         }
 
     def derive(self, call: Call, outputs: list[Tensor]) -> None:
@@ -36,7 +35,6 @@ class Sources(Mapping[int, Source]):
                     key=(call.name, position),
                     tensor=tensor,
                     parameters=parameters,
-                    constant=tensor.detach(),
                     moved=moved_within(call.function, call.sources, tensor),
                 )
 

@@ -6,7 +6,7 @@ seen from the examples' values, which must be rearranged in every call as they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,10 @@ from dpdl.per_sample.tape.sources import Sources
 
 __all__ = ["survey"]
 
+# Calls that put rows where the data says: along an axis, and one after another over all of a tensor.
 SORTING = {"sort", "argsort", "topk", "msort"}
+SCATTERING = {"masked_scatter", "masked_scatter_"}
+TELL_APART = 0.05
 REARRANGED = (2, 0, 1)  # the three examples in the last run
 
 
@@ -48,7 +51,11 @@ def survey(module: nn.Module, batch: ExampleBatch, trainable: Mapping[str, Tenso
     few = more.rows(slice(0, FEW))
     rearranged = more.rows(torch.tensor(REARRANGED, device=batch.device))
     random_state = RandomState(batch.device)
-    runs = [_run(module, examples, trainable, known, random_state) for examples in (few, more, rearranged)]
+    numbers = (range(FEW), range(MORE), REARRANGED)
+    runs: list[_Survey] = []
+    for examples, who in zip((few, more, rearranged), numbers, strict=True):
+        earlier = runs[0].seen if runs else {}
+        runs.append(_run(module, examples, trainable, known, random_state, who=who, earlier=earlier))
     calls = dict(known.calls)
     few_seen, more_seen, rearranged_seen = (run.seen for run in runs)
     for name in few_seen.keys() & more_seen.keys():
@@ -59,7 +66,7 @@ def survey(module: nn.Module, batch: ExampleBatch, trainable: Mapping[str, Tenso
         calls=calls,
         recomputes=known.recomputes or runs[1].recomputes,
         hidden=known.hidden or runs[1].hidden,
-        trouble=known.trouble or _sorting_of_examples(runs[0].sorts, runs[1].sorts),
+        trouble=known.trouble or _movement_of_examples(runs[0].movements, runs[1].movements),
     )
 
 
@@ -71,11 +78,11 @@ def _three_examples(batch: ExampleBatch) -> ExampleBatch:
     return rows
 
 
-def _sorting_of_examples(few: list[tuple[Tensor, int]], more: list[tuple[Tensor, int]]) -> str:
-    """What sorting along the axis of the examples there is: after it rows are in an order that depends on the data."""
-    for (a, axis), (b, _) in zip(few, more, strict=False):
-        if a.ndim == b.ndim and a.shape[axis] != b.shape[axis]:
-            return "the model sorts along the axis of the examples, so that rows change places with the data"
+def _movement_of_examples(few: list[tuple[str, int]], more: list[tuple[str, int]]) -> str:
+    """What moves rows along the axis of the examples by the data: which example a row belongs to is then unknown."""
+    for (name, a), (_, b) in zip(few, more, strict=False):
+        if a != b:
+            return f"the model uses {name} along the axis of the examples, so that rows change places with the data"
     return ""
 
 
@@ -85,8 +92,11 @@ def _run(
     trainable: Mapping[str, Tensor],
     known: Plan,
     random_state: RandomState,
+    *,
+    who: Sequence[int],
+    earlier: Mapping[Hashable, SeenCall],
 ) -> _Survey:
-    mode = _Survey(module, examples, trainable, known)
+    mode = _Survey(module, trainable, known, who=who, earlier=earlier)
     args, kwargs = examples.call_arguments()
     with torch.enable_grad(), random_state.replayed(), BorrowedState(module):
         with mode:
@@ -96,19 +106,33 @@ def _run(
 
 
 class _Survey(TorchFunctionMode):
-    """Runs the model with parameters as constants in all calls that take data, and notes every call."""
+    """Runs the model with parameters as constants in all calls that take data, and notes every call.
 
-    def __init__(self, module: nn.Module, examples: ExampleBatch, trainable: Mapping[str, Tensor], known: Plan) -> None:
+    Args:
+        who: which example is at each position in the batch.
+        earlier: calls of a run for another number of examples.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        trainable: Mapping[str, Tensor],
+        known: Plan,
+        *,
+        who: Sequence[int],
+        earlier: Mapping[Hashable, SeenCall],
+    ) -> None:
         super().__init__()
         self.seen: dict[Hashable, SeenCall] = {}
         self.recomputes = False
         self.hidden = False
         self.drew_random_numbers = False
-        self.sorts: list[tuple[Tensor, int]] = []  # operands, and along which axis
+        self.movements: list[tuple[str, int]] = []  # calls that move rows, and over how many
         self._sources = Sources(trainable)
         self._names = CallNames()
         self._known = known
-        self._size = examples.size
+        self._who = who
+        self._earlier = earlier
         # Tensors that no example has reached. Held, so that identities stay good.
         self._constants: dict[int, Tensor] = {id(t): t for t in _tensors_of(module)}
 
@@ -122,8 +146,10 @@ class _Survey(TorchFunctionMode):
                 return body(*args, **kwargs)
         if not involved:
             result = function(*args, **kwargs)
-            if getattr(function, "__name__", "") in SORTING:
-                self.sorts.append((args[0].detach(), _sorted_axis(args, kwargs)))
+            if (name := getattr(function, "__name__", "")) in SORTING:
+                self.movements.append((name, args[0].shape[_sorted_axis(args, kwargs)]))
+            elif name in SCATTERING:
+                self.movements.append((name, args[0].numel()))
             if all(id(t) in self._constants for t in tensors_in(args, kwargs)):
                 self._constants.update({id(t): t for t in tree_leaves(result) if isinstance(t, Tensor)})
             return result
@@ -141,9 +167,28 @@ class _Survey(TorchFunctionMode):
         if outputs or takes_data:
             copies = [t.detach().clone() for t in outputs]
             self.seen[call.name] = SeenCall(operands=operands, outputs=copies, tracked=tracked)
-        if not takes_data:
-            self._sources.derive(call, outputs)
+        if takes_data:
+            return result
+        if (told_apart := self._told_apart(call, outputs)) is not None:
+            return told_apart
+        self._sources.derive(call, outputs)
         return result
+
+    def _told_apart(self, call: Call, outputs: list[Tensor]) -> Tensor | None:
+        """What parameters alone have filled a batch with, changed a little for each example.
+
+        Equal rows could change places unseen.
+        """
+        before = self._earlier.get(call.name)
+        if before is None or len(outputs) != 1 or len(before.outputs) != 1 or not outputs[0].requires_grad:
+            return None
+        few, more = before.outputs[0], outputs[0]
+        grown = [i for i in range(more.ndim) if few.ndim == more.ndim and few.shape[i] != more.shape[i]]
+        if len(grown) != 1 or more.shape[grown[0]] % len(self._who):
+            return None
+        each = more.shape[grown[0]] // len(self._who)
+        shift = torch.tensor(self._who, dtype=more.dtype, device=more.device).repeat_interleave(each)
+        return more.detach() + TELL_APART * shift.view([-1 if i == grown[0] else 1 for i in range(more.ndim)])
 
     def _takes_data(self, call: Call) -> bool:
         plan = self._known.calls.get(call.name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from dpdl.per_sample.tape.rules import (
     assignment,
+    attention,
     contractions,
     convolution,
     elementwise,
@@ -19,6 +20,7 @@ __all__ = ["RULES"]
 
 RULES: dict[Any, Rule] = {
     **assignment.RULES,
+    **attention.RULES,
     **contractions.RULES,
     **convolution.RULES,
     **elementwise.RULES,

@@ -71,6 +71,10 @@ class RuleCall(ABC):
         """Hand over what a source receives, where `tap` does not serve."""
 
     @abstractmethod
+    def copy(self, source: Source) -> Tensor:
+        """A copy of a source for each example, [n, *shape], whose gradient becomes the source's contribution."""
+
+    @abstractmethod
     def tap(
         self, output: Tensor, kept: tuple[Tensor, ...], contributions: Contributions, *uses: Source | None
     ) -> Tensor:
