@@ -19,8 +19,6 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.utils.stateless import _reparametrize_module
 
 from dpdl.errors import ModelError
 from dpdl.per_sample.batch import ExampleBatch
@@ -74,8 +72,7 @@ class Engine(ABC):
     """Computes per-sample gradients of one module.
 
     Args:
-        module: the model. It is run by `functional_call`, with parameters handed in: its own
-            parameters never meet autograd.
+        module: the model. It is run with parameters handed in, or recorded so that its own never meet autograd.
         accumulate_dtype: the least precise dtype of norms and sums.
     """
 
@@ -161,6 +158,14 @@ class FrozenCall:
             torch.autocast, device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
         )
         self.without_autocast = partial(torch.autocast, device, enabled=False)
+        names = {id(t): n for n, t in [*parameters.items(), *module.named_buffers()]}
+        self._places: list[tuple[dict[str, Any], str, str]] = [
+            (registry, key, names[id(tensor)])
+            for child in module.modules()
+            for registry in (child._parameters, child._buffers)
+            for key, tensor in registry.items()
+            if tensor is not None
+        ]
         self._modes = [(child, child.training) for child in module.modules()]
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: ExampleBatch) -> Any:
@@ -169,14 +174,24 @@ class FrozenCall:
 
     def run(self, parameters: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same for arguments as they are."""
-        with self._autocast():
-            return functional_call(self.module, {**parameters, **self.fixed, **self.buffers}, args, kwargs)
+        with self._autocast(), self.holding(parameters):
+            return self.module(*args, **kwargs)
 
     @contextmanager
     def holding(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the module has these parameters, and the state that calls of this see."""
-        with _reparametrize_module(self.module, {**parameters, **self.fixed, **self.buffers}):
+        """Inside, the module has these parameters, and the state that calls of this see.
+
+        Not by `torch.func.functional_call`: where a module is registered twice that one leaves a copy behind.
+        """
+        values = {**parameters, **self.fixed, **self.buffers}
+        before = [(registry, key, registry[key]) for registry, key, _ in self._places]
+        try:
+            for registry, key, name in self._places:
+                registry[key] = values[name]
             yield
+        finally:
+            for registry, key, tensor in before:
+                registry[key] = tensor
 
     @contextmanager
     def as_when_called(self) -> Iterator[None]:

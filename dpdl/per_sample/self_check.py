@@ -82,11 +82,15 @@ def _refuse_other_gradients(engine: Engine, rows: ExampleBatch, trainable: Mappi
 
 def _disagreements(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> dict[str, float]:
     """Parameters on which an engine and the loop disagree, with the relative error."""
-    got = _gradients(engine, rows, trainable)
-    expected = _gradients(LoopEngine(engine.module, accumulate_dtype=torch.float64), rows, trainable)
+    got, norms = _gradients(engine, rows, trainable)
+    expected, true_norms = _gradients(LoopEngine(engine.module, accumulate_dtype=torch.float64), rows, trainable)
     scale = torch.sqrt(sum((g.double().square().sum() for g in expected.values()), start=torch.zeros(())))
     errors = {name: _relative_error(got[name], reference, scale) for name, reference in expected.items()}
-    return {name: error for name, error in errors.items() if error > _tolerance(trainable[name].dtype)}
+    wrong = {name: error for name, error in errors.items() if error > _tolerance(trainable[name].dtype)}
+    error = _relative_error(norms, true_norms, true_norms.norm())
+    if not wrong and error > max(_tolerance(p.dtype) for p in trainable.values()):
+        wrong = dict.fromkeys(["the norms of " + ", ".join(trainable)], error)
+    return wrong
 
 
 def _disagreements_in_double(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> dict[str, float]:
@@ -112,7 +116,8 @@ def _tolerance(dtype: torch.dtype) -> float:
     return min(RESOLUTIONS * torch.finfo(dtype).eps, LARGEST_TOLERANCE)
 
 
-def _gradients(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _gradients(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """A weighted sum over examples for each parameter, and the norms of the examples' whole gradients."""
     forward = engine.forward(rows, trainable)
     generator = torch.Generator().manual_seed(0)
     cotangents = {
@@ -123,14 +128,14 @@ def _gradients(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tenso
     # Unequal weights, so that gradients attributed to the wrong example do not cancel out.
     weights = torch.arange(1, rows.size + 1, dtype=torch.float64) / rows.size
     total: dict[str, Tensor] = {}
-    seen = 0
+    norms: list[Tensor] = []
     for part in forward.pull_back(cotangents):
-        count = part.norms().shape[0]
-        part_sum = part.weighted_sum(weights[seen : seen + count])
-        seen += count
+        norms.append(part.norms().double())
+        seen = sum(len(n) for n in norms)
+        part_sum = part.weighted_sum(weights[seen - len(norms[-1]) : seen])
         for name, tensor in part_sum.items():
             total[name] = total[name] + tensor if name in total else tensor
-    return total
+    return total, torch.cat(norms)
 
 
 @contextmanager

@@ -108,7 +108,9 @@ def weight_gradient(x: Tensor, g: Tensor, shape: tuple[int, ...], geometry: Geom
     arguments = (geometry.stride, padding, geometry.dilation, False, (0,) * spatial, groups, (False, True, False))
     shape_only = x.new_empty(1).expand(shape)  # the weight's values are not looked at
     with _whole_numbers(x.device):
-        result: Tensor = torch.ops.aten.convolution_backward(g, x, shape_only, None, *arguments)[1]
+        # Some kernels take their result's strides from the operands', and then refuse them.
+        operands = (g.contiguous(), x.contiguous())
+        result: Tensor = torch.ops.aten.convolution_backward(*operands, shape_only, None, *arguments)[1]
     return result
 
 

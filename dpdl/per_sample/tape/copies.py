@@ -127,7 +127,9 @@ def spread(call: Call, plan: CallPlan, result: Any, examples: int) -> tuple[Any,
         if examples * output.numel() > LARGEST_SPREAD:
             raise TapeRefusal(f"{call} spreads parameters over the batch, in a tensor of shape {tuple(output.shape)}")
         parameters = tuple(dict.fromkeys(n for source in call.sources for n in source.parameters))
-        spread_out = Source(key=(call.name, "spread"), tensor=output, parameters=parameters, moved=False)
+        spread_out = Source(
+            key=(call.name, "spread"), tensor=output, parameters=parameters, moved=False, version=output._version
+        )
         made = ExampleCopies(
             source=spread_out, leaf=leaf, to_contribution=lambda g: Materialized(_one_at_a_time(g, axis, examples))
         )

@@ -78,10 +78,10 @@ class Recorder(TorchFunctionMode):
             return function(*args, **kwargs)
         tensors = tensors_in(args, kwargs)
         plan = self.plan.calls.get(call.name)
+        if plan is not None and plan.trouble:
+            return self._run_out_of_use(call, plan.trouble)
         if plan is None or not plan.fits(tensors, self.examples):
             return self._run_unplanned(call, tensors)
-        if plan.trouble:
-            return self._run_out_of_use(call, plan.trouble)
         if not plan.takes_examples:
             with keeping_saved_tensors() if self.plan.recomputes else nullcontext():
                 result = function(*args, **kwargs)
@@ -147,7 +147,15 @@ class Recorder(TorchFunctionMode):
             self._uses[name] += 1
 
     def receive(self, source: Source, contribution: Contribution) -> None:
-        """Take in what a use brought. Where it is the only one, its norms are taken now: that may free memory."""
+        """Take in what a use brought. Where it is the only one, its norms are taken now: that may free memory.
+
+        Raises:
+            TapeRefusal: the source was written to after that use; its graph is now that of other values.
+        """
+        if not source.is_untouched:
+            raise TapeRefusal(
+                f"what is made of {', '.join(source.parameters)} is written to in place after it was used"
+            )
         self.received.setdefault(source, []).append(contribution)
         if self.norms_on_the_way and source.moved and self._uses[source.parameters[0]] == 1:
             contribution.norms_squared()

@@ -25,12 +25,19 @@ class Source:
         tensor: the tensor with its graph. Held, because identities are only good while tensors live.
         parameters: names of the parameters that it depends on.
         moved: whether it is one parameter, or an arrangement of distinct numbers of one.
+        version: the tensor's version counter when this was made.
     """
 
     key: Hashable
     tensor: Tensor
     parameters: tuple[str, ...]
     moved: bool
+    version: int
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was written to it since it was made."""
+        return self.tensor._version == self.version
 
     @property
     def constant(self) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from dpdl.per_sample.tape.call import Call
+from dpdl.per_sample.tape.call import Call, tensors_in
 from dpdl.per_sample.tape.source import Source, moved_within
 
 __all__ = ["Sources"]
@@ -23,7 +23,8 @@ class Sources(Mapping[int, Source]):
 
     def __init__(self, trainable: Mapping[str, Tensor]) -> None:
         self._by_id: dict[int, Source] = {
-            id(p): Source(key=name, tensor=p, parameters=(name,), moved=True) for name, p in trainable.items()
+            id(p): Source(key=name, tensor=p, parameters=(name,), moved=True, version=p._version)
+            for name, p in trainable.items()
         }
 
     def derive(self, call: Call, outputs: list[Tensor]) -> None:
@@ -36,7 +37,26 @@ class Sources(Mapping[int, Source]):
                     tensor=tensor,
                     parameters=parameters,
                     moved=moved_within(call.function, call.sources, tensor),
+                    version=tensor._version,
                 )
+        self._take_in_writes(call, parameters)
+
+    def _take_in_writes(self, call: Call, parameters: tuple[str, ...]) -> None:
+        """After a call on parameters alone: what it has written to depends on all that went into it."""
+        for tensor in tensors_in(call.args, call.kwargs):
+            source = self._by_id.get(id(tensor))
+            written = source is not None and not source.is_untouched
+            if (source is None and tensor.requires_grad) or written:
+                behind = parameters if source is None else tuple(dict.fromkeys((*source.parameters, *parameters)))
+                for one in self._sharing_numbers_with(tensor):
+                    self._by_id[id(one)] = Source(
+                        key=(call.name, "written"), tensor=one, parameters=behind, moved=False, version=one._version
+                    )
+
+    def _sharing_numbers_with(self, tensor: Tensor) -> list[Tensor]:
+        base = tensor if tensor._base is None else tensor._base
+        held = [source.tensor for source in self._by_id.values()]
+        return [tensor, *(t for t in held if t is not tensor and (t is base or t._base is base))]
 
     def as_constants(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with every source as a constant."""

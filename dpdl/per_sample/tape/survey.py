@@ -1,7 +1,7 @@
 """Measures where each call carries the examples: the model runs for two, for three, and for those three rearranged.
 
 The axis that carries examples is the one that grows by half when two examples become three. Which rows are whose is
-seen from the examples' values, which must be rearranged in every call as they are in the batch (`rearrangement.py`).
+seen from the examples' values, which must change places in every call as they do in the batch (`rearrangement.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dpdl.per_sample.tape.call import Call, CallNames, involved_sources, tensors
 from dpdl.per_sample.tape.composite import body_of
 from dpdl.per_sample.tape.module_state import BorrowedState
 from dpdl.per_sample.tape.plan import Plan
-from dpdl.per_sample.tape.rearrangement import FEW, MORE, SeenCall, plan_of
+from dpdl.per_sample.tape.rearrangement import FEW, MORE, Origin, SeenCall, outputs_follow, plan_of
 from dpdl.per_sample.tape.recomputation import saved_tensors_are_hooked
 from dpdl.per_sample.tape.rules import RULES
 from dpdl.per_sample.tape.sources import Sources
@@ -32,7 +32,9 @@ __all__ = ["survey"]
 SORTING = {"sort", "argsort", "topk", "msort"}
 SCATTERING = {"masked_scatter", "masked_scatter_"}
 TELL_APART = 0.05
-REARRANGED = (2, 0, 1)  # the three examples in the last run
+# The three examples in the last run: in other places, or one of them exchanged.
+REARRANGED = (2, 0, 1)
+EXCHANGED = (0, None, 2)
 
 
 def survey(module: nn.Module, batch: ExampleBatch, trainable: Mapping[str, Tensor], known: Plan) -> Plan:
@@ -48,41 +50,56 @@ def survey(module: nn.Module, batch: ExampleBatch, trainable: Mapping[str, Tenso
         `known`, and what was found besides.
     """
     more = _three_examples(batch)
-    few = more.rows(slice(0, FEW))
-    rearranged = more.rows(torch.tensor(REARRANGED, device=batch.device))
     random_state = RandomState(batch.device)
-    numbers = (range(FEW), range(MORE), REARRANGED)
-    runs: list[_Survey] = []
-    for examples, who in zip((few, more, rearranged), numbers, strict=True):
-        earlier = runs[0].seen if runs else {}
-        runs.append(_run(module, examples, trainable, known, random_state, who=who, earlier=earlier))
+
+    def run(examples: ExampleBatch, who: Sequence[int], earlier: Mapping[Hashable, SeenCall]) -> _Survey:
+        return _run(module, examples, trainable, known, random_state, who=who, earlier=earlier)
+
+    first = run(more.rows(slice(0, FEW)), range(FEW), {})
+    second = run(more, range(MORE), first.seen)
+    if second.drew_random_numbers:
+        # They are drawn for places in the batch, and do not move with the examples. All stay where they are but one.
+        origin: Origin = EXCHANGED
+        third = run(with_one_exchanged(more, EXCHANGED.index(None)), range(MORE), first.seen)
+    else:
+        origin = REARRANGED
+        rearranged = more.rows(torch.tensor(REARRANGED, device=batch.device))
+        third = run(rearranged, REARRANGED, first.seen)
+
+    comparable = second.seen.keys() == third.seen.keys()  # nothing was skipped by chance
     calls = dict(known.calls)
-    few_seen, more_seen, rearranged_seen = (run.seen for run in runs)
-    for name in few_seen.keys() & more_seen.keys():
-        # Random numbers are drawn for positions in the batch, and do not move with the examples.
-        other = None if runs[1].drew_random_numbers else rearranged_seen.get(name)
-        calls[name] = plan_of(few_seen[name], more_seen[name], other, REARRANGED)
+    for name in first.seen.keys() & second.seen.keys():
+        plan = plan_of(first.seen[name], second.seen[name], third.seen[name] if comparable else None, origin)
+        if plan is not None:
+            calls[name] = plan
     return Plan(
         calls=calls,
-        recomputes=known.recomputes or runs[1].recomputes,
-        hidden=known.hidden or runs[1].hidden,
-        trouble=known.trouble or _movement_of_examples(runs[0].movements, runs[1].movements),
+        recomputes=known.recomputes or second.recomputes,
+        hidden=known.hidden or second.hidden,
+        trouble=known.trouble or _movement_of_examples(first, second, third if comparable else None, origin),
     )
 
 
 def _three_examples(batch: ExampleBatch) -> ExampleBatch:
-    """The first three; where there are fewer, with others made up of them."""
+    """The first three; where there are fewer, or two are alike, with others made up of them."""
     rows = batch.rows(torch.arange(MORE, device=batch.device) % batch.size)
-    for position in range(batch.size, MORE):
-        rows = with_one_exchanged(rows, position)
+    for position in range(1, MORE):
+        if any(_same(rows, position, earlier) for earlier in range(position)):
+            rows = with_one_exchanged(rows, position)
     return rows
 
 
-def _movement_of_examples(few: list[tuple[str, int]], more: list[tuple[str, int]]) -> str:
-    """What moves rows along the axis of the examples by the data: which example a row belongs to is then unknown."""
-    for (name, a), (_, b) in zip(few, more, strict=False):
+def _same(rows: ExampleBatch, first: int, second: int) -> bool:
+    return all(torch.equal(leaf[first], leaf[second]) for leaf in rows.row_leaves)
+
+
+def _movement_of_examples(few: _Survey, more: _Survey, changed: _Survey | None, origin: Origin) -> str:
+    """What moves rows along the axis of the examples: which example a row belongs to is then unknown."""
+    for (name, a), (_, b) in zip(few.movements, more.movements, strict=False):
         if a != b:
             return f"the model uses {name} along the axis of the examples, so that rows change places with the data"
+    if changed is not None and not outputs_follow(few.outputs, more.outputs, changed.outputs, origin):
+        return "the model's outputs do not change places as its examples do"
     return ""
 
 
@@ -100,7 +117,8 @@ def _run(
     args, kwargs = examples.call_arguments()
     with torch.enable_grad(), random_state.replayed(), BorrowedState(module):
         with mode:
-            module(*args, **kwargs)
+            result = module(*args, **kwargs)
+        mode.outputs = [t.detach() for t in tree_leaves(result) if isinstance(t, Tensor)]
         mode.drew_random_numbers = random_state.has_moved()
     return mode
 
@@ -127,6 +145,7 @@ class _Survey(TorchFunctionMode):
         self.recomputes = False
         self.hidden = False
         self.drew_random_numbers = False
+        self.outputs: list[Tensor] = []
         self.movements: list[tuple[str, int]] = []  # calls that move rows, and over how many
         self._sources = Sources(trainable)
         self._names = CallNames()
@@ -164,9 +183,8 @@ class _Survey(TorchFunctionMode):
         with torch.enable_grad():  # what is derived where gradients are off may be derived again with gradients on
             result = function(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if outputs or takes_data:
-            copies = [t.detach().clone() for t in outputs]
-            self.seen[call.name] = SeenCall(operands=operands, outputs=copies, tracked=tracked)
+        copies = [t.detach().clone() for t in outputs]
+        self.seen[call.name] = SeenCall(operands=operands, outputs=copies, tracked=tracked)
         if takes_data:
             return result
         if (told_apart := self._told_apart(call, outputs)) is not None:
@@ -179,16 +197,25 @@ class _Survey(TorchFunctionMode):
 
         Equal rows could change places unseen.
         """
-        before = self._earlier.get(call.name)
-        if before is None or len(outputs) != 1 or len(before.outputs) != 1 or not outputs[0].requires_grad:
+        if len(outputs) != 1 or not outputs[0].requires_grad:
             return None
-        few, more = before.outputs[0], outputs[0]
-        grown = [i for i in range(more.ndim) if few.ndim == more.ndim and few.shape[i] != more.shape[i]]
-        if len(grown) != 1 or more.shape[grown[0]] % len(self._who):
+        output = outputs[0]
+        grown = self._grown_axis(call, output)
+        if grown is None or output.shape[grown] % len(self._who):
             return None
-        each = more.shape[grown[0]] // len(self._who)
-        shift = torch.tensor(self._who, dtype=more.dtype, device=more.device).repeat_interleave(each)
-        return more.detach() + TELL_APART * shift.view([-1 if i == grown[0] else 1 for i in range(more.ndim)])
+        each = output.shape[grown] // len(self._who)
+        shift = torch.tensor(self._who, dtype=output.dtype, device=output.device).repeat_interleave(each)
+        return output.detach() + TELL_APART * shift.view([-1 if i == grown else 1 for i in range(output.ndim)])
+
+    def _grown_axis(self, call: Call, output: Tensor) -> int | None:
+        """The axis of a call's only output that carries the examples, from an earlier survey or an earlier run."""
+        plan, before = self._known.calls.get(call.name), self._earlier.get(call.name)
+        if plan is not None and len(plan.outputs) == 1:
+            return None if plan.outputs[0] is None else plan.outputs[0].position
+        if before is None or len(before.outputs) != 1 or before.outputs[0].ndim != output.ndim:
+            return None
+        grown = [i for i in range(output.ndim) if before.outputs[0].shape[i] != output.shape[i]]
+        return grown[0] if len(grown) == 1 else None
 
     def _takes_data(self, call: Call) -> bool:
         plan = self._known.calls.get(call.name)
