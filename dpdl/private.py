@@ -75,6 +75,7 @@ def make_private(
     _refuse_wrong_types(model, optimizer, loader, plan)
     _refuse_used_objects(model, optimizer)
     _refuse_models_that_cannot(model)
+    _refuse_several_devices(model)
     _refuse_used_parameters(model)
     _refuse_optimizers_that_cannot(optimizer)
     _refuse_foreign_parameters(model, optimizer)
@@ -171,6 +172,18 @@ def _refuse_models_that_cannot(model: nn.Module) -> None:
             raise ModelError(
                 f"{where} ({type(child).__name__}) gives sparse gradients, and noise is dense. Set sparse=False."
             )
+
+
+def _refuse_several_devices(model: nn.Module) -> None:
+    devices: dict[torch.device, str] = {}
+    for name, p in model.named_parameters():
+        devices.setdefault(p.device, name)
+    if len(devices) > 1:
+        listed = ", ".join(f"'{name}' on {device}" for device, name in devices.items())
+        raise ModelError(
+            f"The model's parameters are on several devices ({listed}); the private step runs on one. Move the model "
+            "to one device before you build the optimizer."
+        )
 
 
 def _refuse_optimizers_that_cannot(optimizer: torch.optim.Optimizer) -> None:

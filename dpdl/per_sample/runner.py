@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from dpdl.execution import Execution
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.boundary import OnBackward, forward_with_boundary
+from dpdl.per_sample.compiled import refuse_compiled
 from dpdl.per_sample.engine import Engine, form_of, is_differentiable
 from dpdl.per_sample.isolation import find_batch_norms, find_mixing, find_mixing_in_a_crowd, refuse_mixing
 from dpdl.per_sample.layout import OutputLayout
@@ -35,9 +36,13 @@ class PerSampleRunner:
     Args:
         module: the model, as the user built it.
         execution: engine, dtypes, chunks, checks, and the loss's reduction.
+
+    Raises:
+        ModelError: the module is compiled.
     """
 
     def __init__(self, module: nn.Module, execution: Execution) -> None:
+        refuse_compiled(module)
         self.module = module
         self.execution = execution
         self._engine: Engine | None = None

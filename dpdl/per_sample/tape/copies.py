@@ -128,7 +128,12 @@ def spread(call: Call, plan: CallPlan, result: Any, examples: int) -> tuple[Any,
             raise TapeRefusal(f"{call} spreads parameters over the batch, in a tensor of shape {tuple(output.shape)}")
         parameters = tuple(dict.fromkeys(n for source in call.sources for n in source.parameters))
         spread_out = Source(
-            key=(call.name, "spread"), tensor=output, parameters=parameters, moved=False, version=output._version
+            key=(call.name, "spread"),
+            tensor=output,
+            parameters=parameters,
+            moved=False,
+            version=output._version,
+            rounded=True,
         )
         made = ExampleCopies(
             source=spread_out, leaf=leaf, to_contribution=lambda g: Materialized(_one_at_a_time(g, axis, examples))

@@ -48,8 +48,8 @@ class TapeGradients:
         self._pulled: dict[Source, Materialized] = {}  # must reach the parameters before norms are known
         for source, contribution in joined.items():
             others = [other for name in source.parameters for other in by_parameter[name]]
-            alone = all(other.moved for other in others) and disjoint(list(dict.fromkeys(others)), parameters)
-            if alone:
+            moved = all(other.moved and not other.rounded for other in others)
+            if moved and disjoint(list(dict.fromkeys(others)), parameters):
                 self._own[source] = contribution
             else:
                 self._pulled[source] = Materialized(contribution.materialize())
@@ -78,27 +78,27 @@ class TapeGradients:
         return norms.to(widest)
 
     def _squares_behind(self, examples: Tensor, *, in_double: bool = False) -> Tensor:
-        """Squared norms over the parameters that several sources share, or that stand behind a computation, [.].
-
-        A few examples at a time, so that what is pulled back stays in the cache.
-        """
-        numbers = sum(source.tensor.numel() for source in self._pulled)
-        at_once = max(1, NUMBERS_PULLED_BACK // max(1, numbers))
+        """Squared norms over the parameters that several sources share, or that stand behind a computation, [.]."""
         found = []
-        for start in range(0, len(examples), at_once):
-            rows = self._rows_behind(examples[start : start + at_once])
-            squares = [
-                squared_norms(gradient.double() if in_double else gradient).double() for gradient in rows.values()
-            ]
+        for some in self._few_at_once(examples):
+            rows = self._rows_behind(some)
+            squares = [squared_norms(row.double() if in_double else row).double() for row in rows.values()]
             found.append(torch.stack([square.to(squares[0].device) for square in squares]).sum(0))
         return torch.cat(found)
+
+    def _few_at_once(self, examples: Tensor) -> Sequence[Tensor]:
+        """So few that what is pulled back stays in the cache."""
+        numbers = sum(source.tensor.numel() for source in self._pulled)
+        parts: Sequence[Tensor] = examples.split(max(1, NUMBERS_PULLED_BACK // max(1, numbers)))
+        return parts
 
     def _rows_behind(self, index: Tensor) -> dict[str, Tensor]:
         """Per-sample gradients of those parameters, for the examples at `index`."""
         rows: dict[str, Tensor] = {}
         for source, part in self._pulled.items():
             for name, gradient in self._pull_back_rows(source, part.rows(index.to(source.tensor.device))).items():
-                rows[name] = rows[name] + gradient if name in rows else gradient
+                wide = gradient.to(accumulation_dtype(gradient.dtype, self._accumulate_dtype))
+                rows[name] = rows[name] + wide if name in rows else wide
         return rows
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
@@ -106,7 +106,9 @@ class TapeGradients:
         kept = weights != 0
         all_kept = bool(kept.all())
         total: dict[Source, Tensor] = {}
-        for source, part in [*self._own.items(), *self._pulled.items()] if bool(kept.any()) else []:
+        by_rows = any(source.rounded for source in self._pulled)
+        at_sources = list(self._own.items()) if by_rows else [*self._own.items(), *self._pulled.items()]
+        for source, part in at_sources if bool(kept.any()) else []:
             device = source.tensor.device
             chosen, factors = part, weights.to(device)
             if not all_kept:
@@ -117,12 +119,22 @@ class TapeGradients:
         for source in [source for source in total if source.is_parameter]:
             name = source.parameters[0]
             sums[name] = total.pop(source).reshape(self._parameters[name].shape)
-        for name, gradient in self._pull_back(total).items():
+        pulled = [self._pull_back(total)]
+        if by_rows:
+            pulled += [self._sum_of_rows(weights, some) for some in self._few_at_once(kept.nonzero().flatten())]
+        for name, gradient in (pair for part in pulled for pair in part.items()):
             sums[name] = sums[name] + gradient if name in sums else gradient
         for name, p in self._parameters.items():
             dtype = accumulation_dtype(p.dtype, self._accumulate_dtype)
             sums[name] = sums[name].to(dtype) if name in sums else torch.zeros_like(p, dtype=dtype).detach()
         return sums
+
+    def _sum_of_rows(self, weights: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """Part of the weighted sum, from the rows that norms are taken of."""
+        return {
+            name: Materialized(rows).weighted_sum(weights[index].to(rows.device))
+            for name, rows in self._rows_behind(index).items()
+        }
 
     def materialize(self) -> dict[str, Tensor]:
         """The gradients themselves: parameter name to [n, *shape]."""

@@ -26,6 +26,8 @@ class Source:
         parameters: names of the parameters that it depends on.
         moved: whether it is one parameter, or an arrangement of distinct numbers of one.
         version: the tensor's version counter when this was made.
+        rounded: whether half precision was used on the way from the parameters. The way back rounds too, which must
+            happen to each example's gradient, before norms are taken, and not to their sum.
     """
 
     key: Hashable
@@ -33,6 +35,7 @@ class Source:
     parameters: tuple[str, ...]
     moved: bool
     version: int
+    rounded: bool = False
 
     @property
     def is_untouched(self) -> bool:

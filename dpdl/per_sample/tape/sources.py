@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -38,6 +39,7 @@ class Sources(Mapping[int, Source]):
                     parameters=parameters,
                     moved=moved_within(call.function, call.sources, tensor),
                     version=tensor._version,
+                    rounded=_rounds(call, tensor),
                 )
         self._take_in_writes(call, parameters)
 
@@ -50,7 +52,12 @@ class Sources(Mapping[int, Source]):
                 behind = parameters if source is None else tuple(dict.fromkeys((*source.parameters, *parameters)))
                 for one in self._sharing_numbers_with(tensor):
                     self._by_id[id(one)] = Source(
-                        key=(call.name, "written"), tensor=one, parameters=behind, moved=False, version=one._version
+                        key=(call.name, "written"),
+                        tensor=one,
+                        parameters=behind,
+                        moved=False,
+                        version=one._version,
+                        rounded=_rounds(call, one),
                     )
 
     def _sharing_numbers_with(self, tensor: Tensor) -> list[Tensor]:
@@ -79,3 +86,7 @@ class Sources(Mapping[int, Source]):
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+
+def _rounds(call: Call, result: Tensor) -> bool:
+    return result.dtype.itemsize < torch.float32.itemsize or any(source.rounded for source in call.sources)
