@@ -25,9 +25,11 @@ __all__ = ["Finding", "find_mixing", "find_mixing_in_a_crowd", "refuse_mixing", 
 
 # Examples run together. Two would do; more show effects that need a crowd.
 EXAMPLES = 4
-# Relative change of another example's value that counts: well above what a different summation order in a
-# float32 kernel does (1e-6), well below what any statistic over four examples does.
-TOLERANCE = 1e-4
+# Relative change of another example's value that counts, in units of rounding. Runs of equal shape take the same
+# kernels, which add up each example's numbers in the same order: what does not cross over is the same to the bit.
+# Where a second run of the same examples is not (atomic additions on a GPU), less can be seen.
+ROUNDINGS = 16
+TOLERANCE_IF_NOT_REPRODUCIBLE = 1e-4
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -81,7 +83,7 @@ def find_batch_norms(module: nn.Module) -> list[Finding]:
 def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
     """Every module of `module` that mixes the examples of `batch` or keeps state from them.
 
-    The model runs in the mode that it is in, four times, on a few examples; its parameters, buffers and
+    The model runs in the mode that it is in, five times, on a few examples; its parameters, buffers and
     torch's random state are left as they were. Whether examples mix is decided by the model's outputs; the
     calls inside only tell where. A model whose only output is its own loss is judged by the calls inside.
 
@@ -97,13 +99,14 @@ def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
     state = RandomState(batch.device)
     base = _watched_run(module, rows, state)
     more = _watched_run(module, longer, state)
+    exact = _equal(base.outputs, _watched_run(module, rows, state).outputs)
     findings = [_state_finding(module, name) for name in base.written]
     # What passes on from example to example in order shows for one end of the batch only.
     for exchanged in (rows.size - 1, 0):
         other = _watched_run(module, with_one_exchanged(rows, exchanged), state)
         kept = slice(0, rows.size - 1) if exchanged else slice(1, rows.size)
-        culprits = _culprits(base, other, more, size=rows.size, kept=kept)
-        kept_apart = _stays(base.outputs, other.outputs, more.outputs, size=rows.size, kept=kept)
+        culprits = _culprits(base, other, more, size=rows.size, kept=kept, exact=exact)
+        kept_apart = _stays(base.outputs, other.outputs, more.outputs, size=rows.size, kept=kept, exact=exact)
         if kept_apart is False or (kept_apart is None and culprits):
             return findings + [_mixing_finding(module, name) for name in culprits or [""]]
     return findings
@@ -112,23 +115,26 @@ def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
 def find_mixing_in_a_crowd(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
     """The same, judged by the model's outputs for a whole batch: shows what only many examples bring out.
 
-    Two forwards of the batch without a graph, one with its middle example exchanged.
+    Three forwards of the batch without a graph, one with its middle example exchanged.
     """
     if batch.size < 2:
         return []
     state, position = RandomState(batch.device), batch.size // 2
     frozen = FrozenCall(module, {}, copy_parameters=True)
     outputs = []
-    for rows in (batch, with_one_exchanged(batch, position)):
+    for rows in (batch, batch, with_one_exchanged(batch, position)):
         with torch.no_grad(), state.replayed():
             outputs.append([leaf for leaf in tree_leaves(frozen({}, rows)) if isinstance(leaf, Tensor)])
-    for base, other in zip(*outputs, strict=False):
+    first, again, exchanged = outputs
+    exact = _equal(first, again)
+    for base, other in zip(first, exchanged, strict=False):
         axes = [axis for axis in range(base.ndim) if base.shape[axis] == batch.size]
         if base.shape != other.shape or not axes:
             continue
         others = [i for i in range(batch.size) if i != position]
         index = torch.tensor(others, device=base.device)
-        if all(_differs(base.index_select(axis, index), other.index_select(axis, index)) for axis in axes):
+        pairs = [(base.index_select(axis, index), other.index_select(axis, index)) for axis in axes]
+        if all(_differs(a, b, exact=exact) for a, b in pairs):
             return find_mixing(module, batch) or [_mixing_finding(module, "")]
     return []
 
@@ -168,21 +174,23 @@ def _watched_run(module: nn.Module, rows: ExampleBatch, state: RandomState) -> _
     return _Watched(calls=calls, outputs=outputs, written=[*frozen.written_state(), *replaced])
 
 
-def _culprits(base: _Watched, other: _Watched, more: _Watched, *, size: int, kept: slice) -> list[str]:
+def _culprits(base: _Watched, other: _Watched, more: _Watched, *, size: int, kept: slice, exact: bool) -> list[str]:
     """Modules whose outputs for other examples moved although their inputs did not; innermost only."""
     culprits: list[str] = []
     for a, b, c in zip(base.calls, other.calls, more.calls, strict=False):
         if not a.name == b.name == c.name:
             break  # control flow depends on the data; what follows cannot be compared call by call
-        moved = _stays(a.outputs, b.outputs, c.outputs, size=size, kept=kept) is False
-        brought_in = _stays(a.inputs, b.inputs, c.inputs, size=size, kept=kept) is False
+        moved = _stays(a.outputs, b.outputs, c.outputs, size=size, kept=kept, exact=exact) is False
+        brought_in = _stays(a.inputs, b.inputs, c.inputs, size=size, kept=kept, exact=exact) is False
         inside = [name for name in culprits if name.startswith(f"{a.name}." if a.name else "")]
         if moved and not brought_in and not inside and a.name not in culprits:
             culprits.append(a.name)
     return culprits
 
 
-def _stays(base: list[Tensor], other: list[Tensor], more: list[Tensor], *, size: int, kept: slice) -> bool | None:
+def _stays(
+    base: list[Tensor], other: list[Tensor], more: list[Tensor], *, size: int, kept: slice, exact: bool
+) -> bool | None:
     """Whether the `kept` of `size` examples have the same values; None if no tensor carries the batch.
 
     The batch axis of a tensor is the one that grew when there was one example more.
@@ -197,7 +205,7 @@ def _stays(base: list[Tensor], other: list[Tensor], more: list[Tensor], *, size:
         seen = True
         each = a.shape[grown[0]] // size
         start, length = kept.start * each, (kept.stop - kept.start) * each
-        if _differs(a.narrow(grown[0], start, length), b.narrow(grown[0], start, length)):
+        if _differs(a.narrow(grown[0], start, length), b.narrow(grown[0], start, length), exact=exact):
             return False
     return True if seen else None
 
@@ -228,36 +236,50 @@ def _copies(tree: Any) -> list[Tensor]:
     return [leaf.detach().clone() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _differs(a: Tensor, b: Tensor) -> bool:
+def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True))
+
+
+def _differs(a: Tensor, b: Tensor, *, exact: bool) -> bool:
     if not is_differentiable(a):
         return not torch.equal(a, b)
+    tolerance = ROUNDINGS * torch.finfo(a.dtype).eps if exact else TOLERANCE_IF_NOT_REPRODUCIBLE
     scale = a.nan_to_num().abs().max() if a.numel() else a.new_zeros(())
-    return not torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * float(scale), equal_nan=True)
+    return not torch.allclose(a, b, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
 
 
 def with_one_exchanged(rows: ExampleBatch, position: int) -> ExampleBatch:
     """The same examples, but the one at `position` is another: a neighbour's values, turned and stretched."""
-    exchanged = []
-    for leaf in rows.row_leaves:
-        other = _another(leaf[0 if position else 1], instead_of=leaf[position])
-        exchanged.append(torch.cat([leaf[:position], other.unsqueeze(0), leaf[position + 1 :]]))
-    return rows.with_row_leaves(tuple(exchanged), size=rows.size)
+    leaves = rows.row_leaves
+    others = _another([leaf[0 if position else 1] for leaf in leaves], instead_of=[leaf[position] for leaf in leaves])
+    exchanged = tuple(
+        torch.cat([leaf[:position], other.unsqueeze(0), leaf[position + 1 :]])
+        for leaf, other in zip(leaves, others, strict=True)
+    )
+    return rows.with_row_leaves(exchanged, size=rows.size)
 
 
 def _with_a_neighbour(single: ExampleBatch) -> ExampleBatch:
-    pairs = tuple(torch.cat([leaf, _another(leaf[0], instead_of=leaf[0]).unsqueeze(0)]) for leaf in single.row_leaves)
+    only = [leaf[0] for leaf in single.row_leaves]
+    others = _another(only, instead_of=only)
+    pairs = tuple(torch.stack([leaf, other]) for leaf, other in zip(only, others, strict=True))
     return single.with_row_leaves(pairs, size=2)
 
 
-def _another(example: Tensor, *, instead_of: Tensor) -> Tensor:
-    """Other values of the same kind than `instead_of`: real numbers turned round and stretched.
+def _another(example: list[Tensor], *, instead_of: list[Tensor]) -> list[Tensor]:
+    """Other values of the same kind than `instead_of`: real numbers of `example` turned round and stretched.
 
-    Integers (tokens, coordinates) mean something by their order: those of another example are taken as they are.
+    Integers (tokens, coordinates) mean something by their order: they are taken as they are, unless nothing else would
+    be different.
     """
-    turned = example.flatten().flip(0).view(example.shape)
-    if is_differentiable(example):
-        return turned * 1.5 + 0.25
-    return turned if torch.equal(example, instead_of) else example
+    other = [_turned(leaf) * 1.5 + 0.25 if is_differentiable(leaf) else leaf for leaf in example]
+    if all(torch.equal(a, b) for a, b in zip(other, instead_of, strict=True)):
+        return [_turned(leaf) for leaf in other]
+    return other
+
+
+def _turned(example: Tensor) -> Tensor:
+    return example.flatten().flip(0).view(example.shape)
 
 
 def _mixing_finding(module: nn.Module, name: str) -> Finding:
