@@ -1,11 +1,11 @@
-"""What secure noise costs: milliseconds per million standard normals, and per million random words.
+"""What secure noise costs: milliseconds per million standard normals, noisy coordinates, and random words.
 
     python -m benchmarks.noise                      # prints a table
     python -m benchmarks.noise --out noise.json     # and writes it, with versions and hardware
 
 The candidates take turns, so that a busy machine slows them alike; each figure is the median of the
-rounds. One thread, then all. The ciphers are timed bare, for the choice in `dpdl.secure_random`; OpenSSL
-encrypts on one thread whatever torch is told.
+rounds. One thread, then all: noise itself keeps to one, whatever torch is told. Wall time, so run it on a quiet
+machine. The ciphers are timed bare, for the choice in `dpdl.secure_random`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
-from dpdl.noise import standard_normals
+from dpdl.noise import gaussian_mechanism, standard_normals
 from dpdl.sampling.poisson import PoissonSampler
 from dpdl.secure_random import RandomStream
+from dpdl.types import ClippedSum
 
 MILLION = 1_000_000
 ROUNDS = 7
@@ -40,8 +41,14 @@ def candidates(count: int) -> Candidates:
     stream = RandomStream.from_os()
     sampler = PoissonSampler(count, SAMPLE_RATE, stream)
     zeros = bytes(8 * count)
+    tensors = {"weight": torch.randn(count)}
+    clipped = ClippedSum(tensors=tensors, sensitivity=1.0, examples=1, clipped=0, non_finite=0)
     return {
         "standard_normals (float64, secure)": lambda: standard_normals(stream, count, step=0),
+        "gaussian_mechanism (float32 sum)": lambda: gaussian_mechanism(
+            clipped, noise_multiplier=1.0, stream=stream, step=0
+        ),
+        "sum + torch.randn float32": lambda: tensors["weight"] + torch.randn(count),
         "torch.randn float32": lambda: torch.randn(count),
         "torch.randn float64": lambda: torch.randn(count, dtype=torch.float64),
         "RandomStream.words": lambda: stream.words(count, message=0),

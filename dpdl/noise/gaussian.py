@@ -9,10 +9,11 @@ unit g = std 2^-35, std = noise_multiplier * sensitivity, and Z the whole number
 
     noisy = g (rint(sum / g) + Z),
 
-whose outer operations are rounded. What leaves is a function of the exact rint(sum / g) + Z (a correctly rounded sum
-is one), hence post-processing of a Gaussian mechanism on rint(sum / g). Rounding to the grid
-can add sqrt(d) g to the sensitivity, d coordinates in all: 2^-25 std at a million and 2^-20 at a billion, which is
-of the order of float32's own rounding of the sum.
++ and the outer product rounded to float64, the result to the sum's dtype. A correctly rounded sum is a function of
+the exact one, so what leaves is post-processing of the exact rint(sum / g) + Z: a Gaussian mechanism on rint(sum / g),
+within the total variation that `dpdl.noise.normals` states. Rounding to the grid can move the sums of neighbours
+apart by sqrt(d) g, d coordinates in all (2^-25 std at a million, 2^-20 at a billion), and by 2^-52 of the
+sum's norm: no more than float32 did when it added the sum up.
 
 Chunk by chunk, so that beside the clipped sum and the noisy one there is no array as long as either.
 
@@ -103,7 +104,8 @@ def _add(totals: list[Tensor], chunks: Iterable[NDArray[np.float64]], *, unit: f
     sources, targets = [_flat(total) for total in totals], [_flat(tensor) for tensor in out]
     sizes = [total.numel() for total in totals]
     ends = list(itertools.accumulate(sizes))
-    scratch = {t.device: torch.empty(min(sum(sizes), LONGEST_CHUNK), dtype=torch.float64, device=t.device) for t in out}
+    longest = min(sum(sizes), LONGEST_CHUNK)
+    scratch = {t.device: _flat(torch.zeros(longest, dtype=torch.float64, device=t.device)) for t in out}
 
     begin = 0
     for chunk in chunks:
@@ -115,20 +117,34 @@ def _add(totals: list[Tensor], chunks: Iterable[NDArray[np.float64]], *, unit: f
                 for i, a, b in pieces
                 if totals[i].device == device
             ]
-            values = _flat(whole)
+            values = whole[:length]
             for i, of_tensor, of_chunk in here:
                 values[of_chunk] = sources[i][of_tensor]
-            normals = torch.from_numpy(chunk).to(device)
-            whole[:length].mul_(1 / unit).round_().add_(normals).mul_(unit)
+            values *= 1 / unit
+            _round(values)
+            values += torch.from_numpy(chunk).to(device) if isinstance(values, Tensor) else chunk
+            values *= unit
             for i, of_tensor, of_chunk in here:
                 targets[i][of_tensor] = values[of_chunk]
         begin += length
 
 
-def _flat(tensor: Tensor) -> Any:  # noqa: ANN401
-    """A tensor's values in a row; on the CPU as a numpy array, whose slices take a third of the time."""
+def _flat(tensor: Tensor) -> Any:
+    """A tensor's values in a row; on the CPU as a numpy array.
+
+    Numpy's slices take a third of the time of torch's, and its passes keep to one thread: torch's threads, which would
+    meet after every pass over a chunk, take fifty times as long on a machine that is busy elsewhere.
+    """
     flat = tensor.detach().reshape(-1)
     return flat.numpy() if flat.device.type == "cpu" else flat
+
+
+def _round(values: Any) -> None:
+    """In place, to whole numbers, either kind of `_flat`."""
+    if isinstance(values, Tensor):
+        values.round_()
+    else:
+        np.rint(values, out=values)
 
 
 def _overlaps(ends: Sequence[int], begin: int, stop: int) -> Iterator[tuple[int, int, int]]:

@@ -50,8 +50,8 @@ all at their limits and none of them averaging out, delta + 8e-6 with a billion.
 What is assumed: AES is a pseudo-random function; float64 is IEEE's; log and tan are as good as said.
 
 Cost. 6 ms a million on one thread of an AMD EPYC with AVX-512: AES 1.9, the tangent 1.0, the root 0.6, the
-logarithm 0.5, conversions and passes 2. `torch.randn` takes 3.4 in float32, 17 in float64
-(`python -m benchmarks.noise`).
+logarithm 0.5, conversions and passes 2; adding them to a sum takes 2.5 more. `torch.randn` takes 3.4 in
+float32 and 17 in float64 (`python -m benchmarks.noise`).
 
 References:
     [1] Box and Muller, A Note on the Generation of Random Normal Deviates, 1958.
@@ -78,8 +78,9 @@ UNIT = 2.0**-35  # the grid, in standard deviations
 _SMALLEST_SQUARE = 2.0**-400  # added to u^2, which is 0 or at least 2^-318, so that u = 0 has a radius too
 MAX_NORMAL = math.sqrt(-math.log(_SMALLEST_SQUARE)) + 2.0**31 * UNIT
 
-# Pairs worked on at once. Half-way between Python's share and the cache's: with 2^12, 2^13, ..., 2^17 a
-# million normals take 9.0, 7.4, 6.4, 5.9, 5.9 and 6.1 ms on an AMD EPYC with 1 MiB of L2. Even: a pair has 3.5 words.
+# Pairs worked on at once, even since a pair has 3.5 words. With 2^12, 2^13, ..., 2^17 a million normals take 9.0, 7.4,
+# 6.4, 5.9, 5.9 and 6.1 ms on an AMD EPYC with 1 MiB of L2. Above 2^15 torch would use threads, which stall
+# on a machine that is busy elsewhere: they would have to meet after every pass.
 _CHUNK_PAIRS = 1 << 15
 LONGEST_CHUNK = 2 * _CHUNK_PAIRS
 

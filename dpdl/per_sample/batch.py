@@ -81,6 +81,10 @@ class ExampleBatch:
         chosen = tuple(leaf[index] for leaf in self.row_leaves)
         return self.with_row_leaves(chosen, size=chosen[0].shape[0])
 
+    def copy(self) -> ExampleBatch:
+        """The same examples in tensors of their own, for a model that may write to its input."""
+        return self.with_row_leaves(tuple(leaf.clone() for leaf in self.row_leaves), size=self.size)
+
     def zero_rows(self, size: int) -> ExampleBatch:
         """`size` examples of zeros, shaped as these: something to learn shapes from."""
         zeros = tuple(leaf.new_zeros((size, *leaf.shape[1:])) for leaf in self.row_leaves)

@@ -151,6 +151,8 @@ class FrozenCall:
             if copy_parameters or name not in trainable
         }
         self.buffers = {n: b.detach().clone() for n, b in module.named_buffers()}
+        self._copied = copy_parameters
+        self._originals: dict[str, Tensor] = {**parameters, **dict(module.named_buffers())}
         self._watched = {**parameters, **self.fixed, **self.buffers}
         self._versions = {n: t._version for n, t in self._watched.items()}
         device = next((t.device.type for t in self._watched.values()), "cpu")
@@ -208,6 +210,12 @@ class FrozenCall:
     def written_state(self) -> list[str]:
         """Buffers and parameters that a forward has written to, or put another tensor in place of."""
         written = [name for name, tensor in self._watched.items() if tensor._version != self._versions[name]]
+        if self._copied:  # writes through .data leave no trace in versions
+            written += [
+                name
+                for name, copy in {**self.fixed, **self.buffers}.items()
+                if name not in written and not torch.equal(copy.nan_to_num(), self._originals[name].nan_to_num())
+            ]
         return written
 
     def refuse_written_state(self) -> None:

@@ -124,7 +124,10 @@ def find_mixing_in_a_crowd(module: nn.Module, batch: ExampleBatch) -> list[Findi
     outputs = []
     for rows in (batch, batch, with_one_exchanged(batch, position)):
         with torch.no_grad(), state.replayed():
-            outputs.append([leaf for leaf in tree_leaves(frozen({}, rows)) if isinstance(leaf, Tensor)])
+            outputs.append([leaf for leaf in tree_leaves(frozen({}, rows.copy())) if isinstance(leaf, Tensor)])
+    written = frozen.written_state()
+    if written:
+        return [_state_finding(module, name) for name in written]
     first, again, exchanged = outputs
     exact = _equal(first, again)
     for base, other in zip(first, exchanged, strict=False):
@@ -168,7 +171,7 @@ def _watched_run(module: nn.Module, rows: ExampleBatch, state: RandomState) -> _
     handle = module.register_forward_hook(note_replaced)
     try:
         with _watching(module, calls), torch.no_grad(), state.replayed():
-            outputs = _copies(frozen({}, rows))
+            outputs = _copies(frozen({}, rows.copy()))
     finally:
         handle.remove()
     return _Watched(calls=calls, outputs=outputs, written=[*frozen.written_state(), *replaced])

@@ -15,9 +15,10 @@ from dpdl.per_sample.compiled import refuse_compiled
 from dpdl.per_sample.engine import Engine, form_of, is_differentiable
 from dpdl.per_sample.isolation import find_batch_norms, find_mixing, find_mixing_in_a_crowd, refuse_mixing
 from dpdl.per_sample.layout import OutputLayout
+from dpdl.per_sample.loop import LoopEngine
 from dpdl.per_sample.loss_trace import LossTrace, untraced
 from dpdl.per_sample.select import select_engine, why_not
-from dpdl.per_sample.self_check import refuse_mismatch
+from dpdl.per_sample.tape.refusal import TapeRefusal
 
 __all__ = ["PerSampleRunner", "plain_arguments"]
 
@@ -47,6 +48,7 @@ class PerSampleRunner:
         self.execution = execution
         self._engine: Engine | None = None
         self._engine_note = ""
+        self._refused: dict[str, str] = {}  # engines that "auto" has given up, and why
         self._known_forms: set[Hashable] = set()  # of calls that the engine was tried and checked on
         self._trace: LossTrace | None = None
         self._batches = 0
@@ -109,7 +111,20 @@ class PerSampleRunner:
         engine = self._engine_for(batch, trainable)
         if self.execution.self_check and not engine.keeps_examples_apart and self._crowd_check_is_due():
             refuse_mixing(find_mixing_in_a_crowd(self.module, batch))
-        output, layout = forward_with_boundary(
+        try:
+            output, layout = self._run(engine, batch, trainable, on_backward)
+        except TapeRefusal as refusal:
+            if self.execution.engine != "auto":
+                raise
+            self._refused[engine.name] = str(refusal)
+            self._engine = None
+            output, layout = self._run(self._engine_for(batch, trainable), batch, trainable, on_backward)
+        return output if self._trace is None else self._followed(output, layout, self._trace)
+
+    def _run(
+        self, engine: Engine, batch: ExampleBatch, trainable: Mapping[str, Tensor], on_backward: OnBackward
+    ) -> tuple[Any, OutputLayout]:
+        return forward_with_boundary(
             engine,
             batch,
             trainable,
@@ -117,17 +132,18 @@ class PerSampleRunner:
             on_backward=on_backward,
             on_used=self._end_trace,
         )
-        return output if self._trace is None else self._followed(output, layout, self._trace)
 
     def _engine_for(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> Engine:
         """The engine in use. A call of another form than those before is tried and checked first."""
+        if not batch.size:
+            return self._engine or LoopEngine(self.module)  # nothing to be learned from it
         form = form_of(self.module, batch)
         if self._engine is not None and form in self._known_forms:
             return self._engine
-        checks = self.execution.self_check and batch.size
-        if checks:
+        checked = self.execution.self_check
+        if checked:
             refuse_mixing(find_mixing(self.module, batch))
-        if self._engine is None or why_not(self._engine, batch, trainable) is not None:
+        if self._engine is None or why_not(self._engine, batch, trainable, checked=checked) is not None:
             selection = select_engine(
                 self.execution.engine,
                 self.module,
@@ -135,14 +151,12 @@ class PerSampleRunner:
                 trainable,
                 accumulate_dtype=self.execution.accumulate_dtype,
                 chunk_size=self.execution.chunk_size,
-                checked=self.execution.self_check,
+                checked=checked,
+                refused=self._refused,
             )
             self._engine, self._engine_note = selection.engine, selection.note
             self._known_forms.clear()
-        if checks:
-            refuse_mismatch(self._engine, batch, trainable)
-        if batch.size:
-            self._known_forms.add(form)
+        self._known_forms.add(form)
         return self._engine
 
     def _followed(self, output: Any, layout: OutputLayout, trace: LossTrace) -> Any:

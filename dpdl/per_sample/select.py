@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dpdl.errors import ModelError
+from dpdl.errors import EngineMismatchError, ModelError
 from dpdl.execution import EngineName
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import Engine, is_differentiable
 from dpdl.per_sample.loop import LoopEngine
+from dpdl.per_sample.self_check import refuse_mismatch
 from dpdl.per_sample.tape import TapeEngine
 from dpdl.per_sample.tape.refusal import TapeRefusal
 from dpdl.per_sample.vmap import VmapEngine
@@ -45,31 +46,38 @@ def select_engine(
     accumulate_dtype: torch.dtype = torch.float32,
     chunk_size: int | None = None,
     checked: bool = True,
+    refused: Mapping[str, str] | None = None,
 ) -> Selection:
     """The engine `name` for this model, tried on the first rows of a batch.
 
-    "auto" is the first of tape, vmap and loop that can run the model, with a note that says why not an earlier one.
-    The tape computes examples together: it rests on the check that the model keeps them apart.
+    "auto" is the first of tape, vmap and loop that can run the model and agrees with one-at-a-time autograd, with a
+    note that says why not an earlier one. The tape computes examples together: it rests on the checks.
 
     Args:
-        checked: whether the model is checked for that.
+        checked: whether the model and the engine are checked.
+        refused: engines that have turned out not to serve, and why.
 
     Raises:
         ModelError: the engine asked for cannot run the model.
+        EngineMismatchError: it can, and is wrong.
     """
     loop = LoopEngine(module, accumulate_dtype=accumulate_dtype)
     tape = TapeEngine(module, accumulate_dtype=accumulate_dtype)
     vmap = VmapEngine(module, accumulate_dtype=accumulate_dtype, chunk_size=chunk_size)
-    if name == "loop":
-        return Selection(engine=loop)
     every: tuple[Engine, ...] = (tape, vmap, loop)
     candidates = [engine for engine in every if name in ("auto", engine.name)]
-    reasons: dict[str, str] = {}
+    reasons = dict(refused or {})
     if name == "auto" and not checked:
-        candidates.remove(tape)
         reasons["tape"] = "self_check=False, and it relies on the check that examples are kept apart"
     for engine in candidates:
-        reason = why_not(engine, batch, trainable)
+        if engine.name in reasons:
+            continue
+        try:
+            reason = why_not(engine, batch, trainable, checked=checked)
+        except EngineMismatchError as mismatch:
+            if name != "auto":
+                raise
+            reason = str(mismatch)
         if reason is None:
             return Selection(engine=engine, note=_note(engine, reasons))
         reasons[engine.name] = reason
@@ -80,13 +88,20 @@ def select_engine(
     )
 
 
-def why_not(engine: Engine, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> str | None:
+def why_not(
+    engine: Engine, batch: ExampleBatch, trainable: Mapping[str, Tensor], *, checked: bool = True
+) -> str | None:
     """Why an engine cannot run the model on such batches; None if it can.
 
     What the loop meets is the model's own error, and is raised.
+
+    Raises:
+        EngineMismatchError: it can, but disagrees with one-at-a-time autograd.
     """
     try:
         _try(engine, _trial(batch), trainable)
+        if checked:
+            refuse_mismatch(engine, batch, trainable)
     except TapeRefusal as refusal:
         return str(refusal)
     except ModelError:
@@ -99,7 +114,7 @@ def why_not(engine: Engine, batch: ExampleBatch, trainable: Mapping[str, Tensor]
 
 
 def _trial(batch: ExampleBatch) -> ExampleBatch:
-    return batch.rows(slice(0, TRIAL_EXAMPLES)) if batch.size else batch.zero_rows(1)
+    return batch.rows(slice(0, TRIAL_EXAMPLES)).copy()
 
 
 def _note(engine: Engine, reasons: Mapping[str, str]) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from dpdl.errors import EngineMismatchError
+from dpdl.errors import EngineMismatchError, ModelError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import Engine, FrozenCall, is_differentiable
 from dpdl.per_sample.loop import LoopEngine
+from dpdl.per_sample.module_state import BorrowedState
 from dpdl.per_sample.randomness import isolated_randomness
 
 __all__ = ["refuse_mismatch"]
@@ -39,6 +41,7 @@ def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str,
         if _draws_random_numbers(engine, rows, trainable):
             return  # in eval mode too: its outputs cannot be compared
         _refuse_other_outputs(engine, rows, trainable)
+        _refuse_other_ways_to_parameters(engine.module, rows, trainable)
         if not isinstance(engine, LoopEngine):
             _refuse_other_gradients(engine, rows, trainable)
 
@@ -47,14 +50,14 @@ def _draws_random_numbers(engine: Engine, rows: ExampleBatch, trainable: Mapping
     call = FrozenCall(engine.module, trainable)
     before = torch.get_rng_state()
     with torch.no_grad(), isolated_randomness(rows.device):
-        call(trainable, rows)
+        call(trainable, rows.copy())
         return not torch.equal(before, torch.get_rng_state())
 
 
 def _refuse_other_outputs(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:
-    forward = engine.forward(rows, trainable)
+    forward = engine.forward(rows.copy(), trainable)
     with torch.no_grad():
-        plain = forward.layout.leaves(FrozenCall(engine.module, trainable)(trainable, rows))
+        plain = forward.layout.leaves(FrozenCall(engine.module, trainable)(trainable, rows.copy()))
     for i, (got, expected) in enumerate(zip(forward.outputs, plain, strict=True)):
         if forward.layout.axes[i] is None or not is_differentiable(got):
             continue
@@ -67,11 +70,46 @@ def _refuse_other_outputs(engine: Engine, rows: ExampleBatch, trainable: Mapping
             )
 
 
+def _refuse_other_ways_to_parameters(module: nn.Module, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:
+    """Raise if a parameter has a gradient in plain PyTorch, but not where parameters are handed in.
+
+    A view of it that was stored before, say: engines that exchange parameters would leave it untrained.
+    """
+    one = rows.rows(slice(0, 1))
+    kept = [(p, p.grad) for p in trainable.values()]
+    try:
+        for p, _ in kept:
+            p.grad = None
+        args, kwargs = one.copy().call_arguments()
+        with torch.enable_grad(), BorrowedState(module), isolated_randomness(rows.device):
+            outputs = [t for t in tree_leaves(module(*args, **kwargs)) if is_differentiable(t) and t.requires_grad]
+            if not outputs:
+                return
+            torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+        reached = {name for name, p in trainable.items() if p.grad is not None and bool(p.grad.any())}
+    finally:
+        for p, gradient in kept:
+            p.grad = gradient
+    loop = LoopEngine(module)
+    forward = loop.forward(one.copy(), trainable)
+    ones = {i: torch.ones_like(leaf) for i, leaf in enumerate(forward.outputs) if is_differentiable(leaf)}
+    (part,) = forward.pull_back(ones)
+    missing = sorted(name for name in reached if not bool(part.materialize()[name].any()))
+    if missing:
+        raise ModelError(
+            f"The model uses the parameters {missing} by a way that was stored before the forward (a view of the "
+            "parameter kept as an attribute, say), so they would not be trained. Derive it in forward."
+        )
+
+
 def _refuse_other_gradients(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:
     wrong = _disagreements(engine, rows, trainable)
     if wrong and any(p.dtype != torch.float64 for p in trainable.values()):
         # Near a kink (ReLU, max pooling) rounding alone can change a gradient much. In float64 a right engine agrees.
-        wrong = _disagreements_in_double(engine, rows, trainable)
+        with suppress(
+            RuntimeError, TypeError
+        ):  # not every model can be copied or widened
+            wrong = _disagreements_in_double(engine, rows, trainable)
     if wrong:
         listed = ", ".join(f"{name} (relative error {error:.1e})" for name, error in wrong.items())
         raise EngineMismatchError(
@@ -118,7 +156,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 def _gradients(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """A weighted sum over examples for each parameter, and the norms of the examples' whole gradients."""
-    forward = engine.forward(rows, trainable)
+    forward = engine.forward(rows.copy(), trainable)
     generator = torch.Generator().manual_seed(0)
     cotangents = {
         i: torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device, leaf.dtype)

@@ -1,6 +1,7 @@
 """The mechanism adds N(0, (noise_multiplier * sensitivity)^2), fresh everywhere, or refuses."""
 
 import math
+import tracemalloc
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from accountants import Gaussian
 from dpdl.errors import ParameterError
-from dpdl.noise import gaussian_mechanism, standard_normals
+from dpdl.noise import gaussian, gaussian_mechanism, standard_normals
+from dpdl.noise.normals import UNIT
 from dpdl.secure_random import RandomStream
 from dpdl.types import ClippedSum, NoisyGradient
 
@@ -77,15 +79,63 @@ def test_std_does_not_depend_on_the_sum() -> None:
     assert not std_is(1.1 * STD, noisy["weight"] - total["weight"])
 
 
-def test_noise_is_added_in_float64_and_rounded_once() -> None:
-    total = {name: torch.rand_like(zero) for name, zero in zeros().items()}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_is_added_in_float64_on_the_grid_and_rounded_once(dtype: torch.dtype) -> None:
+    total = {name: torch.rand_like(zero) for name, zero in zeros(dtype).items()}
     noisy = add_noise(total, step=9).tensors
     normals = standard_normals(RandomStream.from_insecure_seed(0), 6007, step=9)
     bias, weight = normals.split([7, 6000])  # name order
     for name, noise in (("bias", bias), ("weight", weight)):
-        expected = (total[name].double() + STD * noise.view(total[name].shape)).float()
-        assert noisy[name].dtype == torch.float32
-        assert torch.equal(noisy[name], expected)
+        on_grid = (total[name].double() / (STD * UNIT)).round()
+        expected = ((on_grid + (noise / UNIT).view_as(on_grid)) * (STD * UNIT)).to(dtype)
+        assert noisy[name].dtype == dtype
+        assert torch.allclose(noisy[name], expected, rtol=0, atol=STD * UNIT)
+        assert float((noisy[name] == expected).double().mean()) > 0.99  # but for the rounding of 1 / (STD UNIT)
+        plain = total[name].double() + STD * noise.view_as(on_grid)
+        assert torch.allclose(noisy[name].double(), plain, rtol=0, atol=STD * UNIT + torch.finfo(dtype).eps)
+
+
+def test_what_is_released_is_a_whole_number_of_grid_units() -> None:
+    # Neighbours that differ by less than the grid release the same values; otherwise each could be told apart.
+    total = {name: torch.rand_like(zero) for name, zero in zeros(torch.float64).items()}
+    units = add_noise(total).tensors["weight"] / (STD * UNIT)
+    assert (units - units.round()).abs().max() < 2**-10  # units are near 2^40
+    plain = (total["weight"] + add_noise(zeros(torch.float64)).tensors["weight"]) / (STD * UNIT)
+    assert (plain - plain.round()).abs().max() > 0.4
+
+
+def test_a_sum_of_many_parameters_takes_one_draw_cut_at_their_ends() -> None:
+    sizes = {"a": 5, "b": 0, "c": 65_531, "d": 1, "e": 140_000, "f": 0, "g": 3}
+    noisy = add_noise({name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}, step=2).tensors
+    normals = standard_normals(RandomStream.from_insecure_seed(0), sum(sizes.values()), step=2)
+    got = torch.cat([noisy[name] for name in sorted(sizes)])
+    assert torch.allclose(got, STD * normals, rtol=1e-15, atol=0)
+
+
+def test_torch_adds_what_numpy_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Sums on other devices than the CPU go through torch.
+    total = {name: torch.rand_like(zero) for name, zero in zeros().items()} | {"t": torch.rand(50, 1400).t()}
+    expected = add_noise(total).tensors
+    monkeypatch.setattr(gaussian, "_flat", lambda tensor: tensor.detach().reshape(-1))
+    got = add_noise(total).tensors
+    assert all(torch.equal(got[name], expected[name]) for name in total)
+
+
+def test_noise_takes_no_array_as_long_as_the_sum() -> None:
+    total = {"weight": torch.zeros(4_000_000)}
+    tracemalloc.start()  # numpy's arrays; torch's are the result's 16 MB and a chunk's
+    try:
+        add_noise(total)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+@pytest.mark.parametrize("noise_multiplier", [1e-260, 1e260])
+def test_a_standard_deviation_that_leaves_float64_is_refused(noise_multiplier: float) -> None:
+    with pytest.raises(ParameterError, match="standard deviation"):
+        gaussian_mechanism(clipped(zeros()), noise_multiplier=noise_multiplier, stream=Untouchable(bytes(32)), step=0)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

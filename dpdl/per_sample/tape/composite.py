@@ -28,6 +28,8 @@ def body_of(function: Callable[..., Any]) -> Callable[..., Any] | None:
         return None
     if function.__module__ not in ("torch.nn.functional", "torch.functional", "torch._tensor", "torch.autograd"):
         return None
+    if "__class__" in function.__code__.co_freevars:
+        return None  # calls super(), which would come back here
     blind: dict[str, Any] = {
         name: _never
         for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")

@@ -7,7 +7,7 @@ the gradients of their outputs are known. No weight gradient of the batch is eve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,10 +19,11 @@ from dpdl.errors import ModelError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import Engine, ForwardPass, PerSampleGradients, form_of, is_differentiable
 from dpdl.per_sample.layout import OutputLayout
+from dpdl.per_sample.module_state import BorrowedState
 from dpdl.per_sample.randomness import isolated_randomness
+from dpdl.per_sample.tape.attribution import Rehearsal
 from dpdl.per_sample.tape.contribution import Contribution
 from dpdl.per_sample.tape.gradients import TapeGradients
-from dpdl.per_sample.tape.module_state import BorrowedState
 from dpdl.per_sample.tape.plan import Plan
 from dpdl.per_sample.tape.recomputation import leaf_gradients
 from dpdl.per_sample.tape.recorder import Recorder
@@ -35,6 +36,9 @@ __all__ = ["TapeEngine"]
 # Surveys of one form of call before giving up: each sees paths that chance (layer drop) has hidden from those before.
 SURVEYS = 8
 TRIAL_EXAMPLES = 2
+KNOWN_FORMS = 1024
+# From this pass on, at each power of two, what arrives is checked to be each example's own.
+REHEARSALS = 8
 
 
 class TapeEngine(Engine):
@@ -51,6 +55,9 @@ class TapeEngine(Engine):
         super().__init__(module, accumulate_dtype=accumulate_dtype)
         self._plans: dict[object, Plan] = {}
         self._state = BorrowedState(module)
+        self._known_ways: set[Hashable] = set()
+        self._passes = 0
+        self._given_up = ""  # why, once a pass had to be refused when its forward was over
 
     def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> ForwardPass:
         """Run the model on a batch of at least one example; see `Engine.forward`.
@@ -58,21 +65,50 @@ class TapeEngine(Engine):
         Raises:
             TapeRefusal: a call cannot be recorded.
         """
+        if self._given_up:
+            raise TapeRefusal(self._given_up)
         layout = self.layout_of(trainable, batch)
-        form = (form_of(self.module, batch), *trainable)
+        shapes = tuple(leaf.shape[1:] for leaf in batch.row_leaves)
+        form = (form_of(self.module, batch), shapes, *trainable)
         if form not in self._plans:
+            while len(self._plans) >= KNOWN_FORMS:
+                self._plans.pop(next(iter(self._plans)))
             self._plans[form] = survey(self.module, batch, trainable, Plan())
             self._refuse_unseen_uses(batch, trainable, layout, form)
         recorder, leaves = self._recorded(batch, trainable, layout, form)
         outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        way_back = _TapePullBack(recorder=recorder, leaves=leaves, parameters=dict(trainable), device=batch.device.type)
+        way_back = _TapePullBack(
+            recorder=recorder,
+            leaves=leaves,
+            axes=layout.axes,
+            parameters=dict(trainable),
+            device=batch.device.type,
+            rehearse=lambda: self._rehearsal(recorder, (form, recorder.way)),
+        )
         return ForwardPass(outputs=outputs, layout=layout, pull_back=way_back)
+
+    def _rehearsal(self, recorder: Recorder, way: Hashable) -> Rehearsal | None:
+        """Needed where the examples' order in the rows is not known for this way through the model, or may depend on
+        the data; and now and then."""
+        self._passes += 1
+        due = self._passes >= REHEARSALS and self._passes.bit_count() == 1
+        if recorder.examples < 2 or not (recorder.moves_rows or way not in self._known_ways or due):
+            return None
+        self._known_ways.add(way)  # if it turns out wrong the pass is refused, and is rehearsed again
+        return Rehearsal(recorder.examples, self._passes)
 
     def gradients(self, passes: Sequence[tuple[ForwardPass, Mapping[int, Tensor]]]) -> Iterator[PerSampleGradients]:
         """All examples in one part; several passes are joined use by use, not materialised."""
         ways = [(_tape_of(forward), cotangents) for forward, cotangents in passes]
-        for way, cotangents in ways:
-            way.go_back(cotangents, alone=len(ways) == 1)
+        try:
+            for way, cotangents in ways:
+                way.go_back(cotangents, alone=len(ways) == 1)
+        except PlanIsStale as met:
+            self._given_up = f"{met} takes another form when it runs again in the backward"
+            raise TapeRefusal(self._given_up) from met
+        except TapeRefusal as refusal:
+            self._given_up = str(refusal)
+            raise
         first = ways[0][0].recorder
         received: dict[Source, list[Contribution]] = {}
         sources: dict[str, Source] = {}  # a parameter is one source, whichever pass used it
@@ -164,8 +200,10 @@ def _without_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
 class _TapePullBack:
     recorder: Recorder
     leaves: list[Any]
+    axes: tuple[int | None, ...]
     parameters: dict[str, Tensor]
     device: str
+    rehearse: Callable[[], Rehearsal | None]
 
     def __call__(self, cotangents: Mapping[int, Tensor]) -> Iterator[TapeGradients]:
         self.go_back(cotangents, alone=True)
@@ -185,21 +223,34 @@ class _TapePullBack:
         """
         recorder = self.recorder
         recorder.norms_on_the_way = alone
-        pairs = [(self.leaves[i], c) for i, c in cotangents.items() if self.leaves[i].requires_grad]
+        used = [i for i in cotangents if self.leaves[i].requires_grad]
+        outputs = [self.leaves[i] for i in used]
         self.leaves.clear()
-        if not pairs:
+        if not used:
             return
+        recorder.rehearsal = self.rehearse()
         with torch.autocast(self.device, enabled=False), recorder.again():
-            found = leaf_gradients(
-                [output for output, _ in pairs],
-                [cotangent for _, cotangent in pairs],
-                [recorder.anchor, *(copies.leaf for copies in recorder.copies)],
-                reentrant=recorder.plan.hidden,
-            )[1:]
+            if recorder.rehearsal is not None:
+                scaled = [recorder.rehearsal.scaled(cotangents[i], self.axes[i]) for i in used]
+                self._go(outputs, scaled, keep=True)
+                recorder.rehearsal.end()
+            self._go(outputs, [cotangents[i] for i in used], keep=False)
+
+    def _go(self, outputs: list[Tensor], cotangents: list[Tensor], *, keep: bool) -> None:
+        recorder = self.recorder
+        found = leaf_gradients(
+            outputs,
+            cotangents,
+            [recorder.anchor, *(copies.leaf for copies in recorder.copies)],
+            reentrant=recorder.plan.hidden,
+            keep=keep,
+        )[1:]
         found += [copies.leaf.grad for copies in recorder.copies[len(found) :]]
         for copies, gradient in zip(recorder.copies, found, strict=True):
+            copies.leaf.grad = None
             if gradient is not None:
-                recorder.receive(copies.source, copies.to_contribution(recorder.at_least(gradient)))
+                with torch.no_grad():
+                    recorder.receive(copies.source, copies.to_contribution(recorder.at_least(gradient)))
 
 
 def _tape_of(forward: ForwardPass) -> _TapePullBack:

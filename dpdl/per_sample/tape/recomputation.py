@@ -32,12 +32,18 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def leaf_gradients(
-    outputs: Sequence[Tensor], cotangents: Sequence[Tensor], leaves: Sequence[Tensor], *, reentrant: bool
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    *,
+    reentrant: bool,
+    keep: bool = False,
 ) -> list[Tensor | None]:
     """Gradients of leaves, left in their `.grad` as well.
 
     Args:
         reentrant: whether parts may run backward passes of their own, which find leaves that are not given.
+        keep: whether the way will be gone again.
     """
-    torch.autograd.backward(outputs, cotangents, inputs=None if reentrant else leaves)
+    torch.autograd.backward(outputs, cotangents, inputs=None if reentrant else leaves, retain_graph=keep)
     return [leaf.grad for leaf in leaves]

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from dpdl.per_sample.engine import accumulation_dtype
+from dpdl.per_sample.tape.attribution import Rehearsal, may_move_rows
 from dpdl.per_sample.tape.batch_axis import BatchAxis
 from dpdl.per_sample.tape.call import Call, CallNames, FirstUses, involved_sources, tensors_in
 from dpdl.per_sample.tape.composite import body_of
@@ -59,6 +60,9 @@ class Recorder(TorchFunctionMode):
         self.norms_on_the_way = True
         self._uses: dict[str, int] = dict.fromkeys(trainable, 0)
         self.plan = plan
+        self.way = 0  # which functions were called, in order
+        self.moves_rows = False  # whether one of them may have rearranged examples by the data
+        self.rehearsal: Rehearsal | None = None
         self._names = CallNames()
         self.accumulate_dtype = accumulate_dtype
 
@@ -66,6 +70,9 @@ class Recorder(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.way = hash((self.way, function))
+        if self.examples > 1 and may_move_rows(function, args, self.examples):
+            self.moves_rows = True
         involved = involved_sources(args, kwargs, self.sources)
         if not involved and function is not torch.autograd.backward:
             return function(*args, **kwargs)
@@ -156,6 +163,12 @@ class Recorder(TorchFunctionMode):
             raise TapeRefusal(
                 f"what is made of {', '.join(source.parameters)} is written to in place after it was used"
             )
+        if self.rehearsal is not None:
+            if not self.rehearsal.is_over:
+                self.rehearsal.take(contribution.norms_squared(), source.parameters)
+                return
+            everything = torch.arange(self.examples, device=source.tensor.device)
+            self.rehearsal.take(contribution.rows(everything).norms_squared(), source.parameters)
         self.received.setdefault(source, []).append(contribution)
         if self.norms_on_the_way and source.moved and self._uses[source.parameters[0]] == 1:
             contribution.norms_squared()

@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.isolation import with_one_exchanged
+from dpdl.per_sample.module_state import BorrowedState
 from dpdl.per_sample.randomness import RandomState
 from dpdl.per_sample.tape.call import Call, CallNames, involved_sources, tensors_in
 from dpdl.per_sample.tape.composite import body_of
-from dpdl.per_sample.tape.module_state import BorrowedState
 from dpdl.per_sample.tape.plan import Plan
 from dpdl.per_sample.tape.rearrangement import FEW, MORE, Origin, SeenCall, outputs_follow, plan_of
 from dpdl.per_sample.tape.recomputation import saved_tensors_are_hooked
@@ -114,7 +114,7 @@ def _run(
     earlier: Mapping[Hashable, SeenCall],
 ) -> _Survey:
     mode = _Survey(module, trainable, known, who=who, earlier=earlier)
-    args, kwargs = examples.call_arguments()
+    args, kwargs = examples.copy().call_arguments()
     with torch.enable_grad(), random_state.replayed(), BorrowedState(module):
         with mode:
             result = module(*args, **kwargs)

@@ -123,6 +123,8 @@ def _contract(call: RuleCall, letters: _Letters, data: Tensor, weight: Tensor) -
     of_weight = call.source(weight)
     if axis is None or output_axis is None or of_weight is None or call.source(data) is not None:
         return NotImplemented
+    if data.is_complex() or weight.is_complex():
+        return NotImplemented  # adjoints are conjugates: autograd knows them
     example = letters.data[axis.position]
     broadcast = any(weight.shape[i] == 1 and c in letters.data for i, c in enumerate(letters.weight))
     lost = [c for c in letters.data if c not in letters.output and c not in letters.weight]

@@ -1,0 +1,96 @@
+"""Whose gradient is whose, seen on the batch itself.
+
+A plan is found on a few examples; whether it holds for a batch may depend on the data (rows that are sorted, selected
+or gathered by it, a branch that was not taken before). So the way back is gone twice where that is not known: first
+with each example's loss multiplied by a number of its own. Gradients are linear in the loss. What the tape takes for
+example n's contribution must therefore come multiplied by exactly example n's number; anything of another example in
+it has another factor. The numbers are powers of two, by which floating point multiplies without rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpdl.per_sample.tape.refusal import TapeRefusal
+
+__all__ = ["Rehearsal", "may_move_rows"]
+
+FACTORS = 8  # 1, 1/2, ..., 2^-7: neighbours in the batch never share one
+# Norms of the two passes may differ by rounding in the margin of Gram norms; another example's factor is 2 at least.
+TOLERANCE = 0.05
+
+# Torch functions that may put rows in places, or leave rows out, that depend on the data.
+_MOVING = {
+    "argsort", "argwhere", "gather", "index_add", "index_add_", "index_copy", "index_copy_", "index_put", "index_put_",
+    "index_select", "kthvalue", "masked_scatter", "masked_scatter_", "masked_select", "msort", "nonzero",
+    "repeat_interleave", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_",
+    "sort", "take", "take_along_dim", "topk", "unique", "unique_consecutive",
+}  # fmt: skip
+
+
+def may_move_rows(function: Callable[..., Any], args: tuple[Any, ...], examples: int) -> bool:
+    """Whether a call may rearrange or select rows of a batch by the data."""
+    name = getattr(function, "__name__", "")
+    if name == "__getitem__":
+        indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+        if not any(isinstance(index, (Tensor, list)) for index in indices):
+            return False
+    elif name not in _MOVING:
+        return False
+    tensor = args[0] if args else None
+    return not isinstance(tensor, Tensor) or any(size and size % examples == 0 for size in tensor.shape)
+
+
+class Rehearsal:
+    """Compares what arrives in two passes of one way back.
+
+    Args:
+        examples: N.
+        round_number: makes another assignment of numbers to examples.
+    """
+
+    def __init__(self, examples: int, round_number: int) -> None:
+        generator = torch.Generator().manual_seed(round_number)
+        shift = int(torch.randint(FACTORS, (), generator=generator))
+        self.factors = torch.pow(2.0, -((torch.arange(examples) + shift) % FACTORS).double())
+        self._rehearsed: list[Tensor] = []
+        self._compared: int | None = None
+
+    def scaled(self, cotangent: Tensor, axis: int | None) -> Tensor:
+        """A gradient of an output, each example's part multiplied by its number."""
+        factors = self.factors.to(cotangent.device, cotangent.dtype)
+        return cotangent * factors.view([-1 if i == (axis or 0) else 1 for i in range(cotangent.ndim)])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the first pass is done, and what arrives now is compared."""
+        return self._compared is not None
+
+    def end(self) -> None:
+        """The first pass is done."""
+        self._compared = 0
+
+    def take(self, squares: Tensor, parameters: tuple[str, ...]) -> None:
+        """The squared norms of one contribution, [n].
+
+        Raises:
+            TapeRefusal: they are not what the first pass announced.
+        """
+        if self._compared is None:
+            self._rehearsed.append(squares.double().cpu())
+            return
+        second = squares.double().cpu()
+        first = self._rehearsed[self._compared] if self._compared < len(self._rehearsed) else None
+        self._compared += 1
+        expected = second * self.factors.square()
+        known = torch.isfinite(second)
+        same = first is not None and torch.allclose(first[known], expected[known], rtol=TOLERANCE, atol=0.0)
+        if not same:
+            raise TapeRefusal(
+                f"what was recorded for {', '.join(parameters)} does not belong to one example each: the model moves "
+                "rows from example to example, or lets examples meet, in a way that depends on the data"
+            )
