@@ -106,9 +106,7 @@ def _refuse_other_gradients(engine: Engine, rows: ExampleBatch, trainable: Mappi
     wrong = _disagreements(engine, rows, trainable)
     if wrong and any(p.dtype != torch.float64 for p in trainable.values()):
         # Near a kink (ReLU, max pooling) rounding alone can change a gradient much. In float64 a right engine agrees.
-        with suppress(
-            RuntimeError, TypeError
-        ):  # not every model can be copied or widened
+        with suppress(RuntimeError, TypeError):  # not every model can be copied or widened
             wrong = _disagreements_in_double(engine, rows, trainable)
     if wrong:
         listed = ", ".join(f"{name} (relative error {error:.1e})" for name, error in wrong.items())

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from dpdl.per_sample.tape.source import Source
 
-__all__ = ["Call", "CallNames", "FirstUses", "involved_sources", "tensors_in"]
+__all__ = ["Call", "CallNames", "FirstUses", "by_position", "involved_sources", "tensors_in"]
 
 
 class Call:
@@ -68,6 +68,37 @@ class FirstUses(CallNames):
     def name(self, function: Callable[..., Any], sources: list[Source]) -> Hashable:
         """A name for a call of `function` with these sources."""
         return (function, *[source.key for source in sources], 0)
+
+
+# Torch's names of what rules take by position.
+_POSITIONS: dict[str, tuple[str, ...]] = {
+    "add": ("input", "other"),
+    "add_": ("input", "other"),
+    "addmm": ("input", "mat1", "mat2"),
+    "baddbmm": ("input", "batch1", "batch2"),
+    "bmm": ("input", "mat2"),
+    "index_select": ("input", "dim", "index"),
+    "matmul": ("input", "other"),
+    "mm": ("input", "mat2"),
+    "mul": ("input", "other"),
+    "mul_": ("input", "other"),
+    "rsub": ("input", "other"),
+    "sub": ("input", "other"),
+}
+
+
+def by_position(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with those at hand that torch lets callers name, by position."""
+    names = _POSITIONS.get(getattr(function, "__name__", ""), ()) if kwargs else ()
+    rest = dict(kwargs)
+    placed = list(args)
+    for name in names[len(args) :]:
+        if name not in rest:
+            break
+        placed.append(rest.pop(name))
+    return tuple(placed), rest
 
 
 def tensors_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -22,14 +22,16 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from dpdl.per_sample.engine import accumulation_dtype
 from dpdl.per_sample.tape.attribution import Rehearsal, may_move_rows
 from dpdl.per_sample.tape.batch_axis import BatchAxis
-from dpdl.per_sample.tape.call import Call, CallNames, FirstUses, involved_sources, tensors_in
+from dpdl.per_sample.tape.call import Call, CallNames, FirstUses, by_position, involved_sources, tensors_in
 from dpdl.per_sample.tape.composite import body_of
 from dpdl.per_sample.tape.contribution import Contribution
 from dpdl.per_sample.tape.copies import ExampleCopies, copies_of, run_for_each_example, spread
+from dpdl.per_sample.tape.packing import Packings, is_packed
 from dpdl.per_sample.tape.plan import CallPlan, Plan
 from dpdl.per_sample.tape.recomputation import keeping_saved_tensors
 from dpdl.per_sample.tape.refusal import PlanIsStale, TapeRefusal
 from dpdl.per_sample.tape.rules import RULES
+from dpdl.per_sample.tape.rules.recurrent import packed_layers
 from dpdl.per_sample.tape.rules.rule import Contributions, RuleCall
 from dpdl.per_sample.tape.source import Source
 from dpdl.per_sample.tape.sources import Sources
@@ -59,6 +61,7 @@ class Recorder(TorchFunctionMode):
         self.received: dict[Source, list[Contribution]] = {}
         self.norms_on_the_way = True
         self._uses: dict[str, int] = dict.fromkeys(trainable, 0)
+        self._packings = Packings()
         self.plan = plan
         self.way = 0  # which functions were called, in order
         self.moves_rows = False  # whether one of them may have rearranged examples by the data
@@ -75,7 +78,10 @@ class Recorder(TorchFunctionMode):
             self.moves_rows = True
         involved = involved_sources(args, kwargs, self.sources)
         if not involved and function is not torch.autograd.backward:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            self._packings.see(function, args, kwargs, result)
+            return result
+        args, kwargs = by_position(function, args, kwargs)
         rule = RULES.get(function)
         if rule is None and (body := body_of(function)) is not None:
             with self:
@@ -84,6 +90,8 @@ class Recorder(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return function(*args, **kwargs)
         tensors = tensors_in(args, kwargs)
+        if is_packed(function, args):
+            return self._run_packed(call, tensors)
         plan = self.plan.calls.get(call.name)
         if plan is not None and plan.trouble:
             return self._run_out_of_use(call, plan.trouble)
@@ -110,6 +118,15 @@ class Recorder(TorchFunctionMode):
             if not any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(result)):
                 return result
         raise PlanIsStale(str(call))
+
+    def _run_packed(self, call: Call, tensors: list[Tensor]) -> Any:
+        """A recurrent layer on packed sequences: examples are told apart by the packing, not by an axis."""
+        try:
+            order = self._packings.order(call.args[1])
+        except KeyError as unknown:
+            raise TapeRefusal(f"{call}: its sequences were packed outside of the model's forward") from unknown
+        nowhere = CallPlan(operands=tuple((t.ndim, None) for t in tensors), outputs=())
+        return packed_layers(_RecordedCall(self, call, nowhere, tensors), order, *call.args, **call.kwargs)
 
     def _run_out_of_use(self, call: Call, trouble: str) -> Any:
         """A call that mixes examples is harmless if nothing that is trained on comes of it (a matrix of similarities
@@ -180,10 +197,11 @@ class Recorder(TorchFunctionMode):
 
 
 class _RecordedCall(RuleCall):
-    __slots__ = ("_call", "_plan", "_recorder", "_tensors", "examples")
+    __slots__ = ("_call", "_plan", "_recorder", "_tensors", "examples", "function")
 
     def __init__(self, recorder: Recorder, call: Call, plan: CallPlan, tensors: list[Tensor]) -> None:
         self.examples = recorder.examples
+        self.function = call.function
         self._recorder = recorder
         self._call = call
         self._plan = plan

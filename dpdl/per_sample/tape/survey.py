@@ -18,8 +18,9 @@ from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.isolation import with_one_exchanged
 from dpdl.per_sample.module_state import BorrowedState
 from dpdl.per_sample.randomness import RandomState
-from dpdl.per_sample.tape.call import Call, CallNames, involved_sources, tensors_in
+from dpdl.per_sample.tape.call import Call, CallNames, by_position, involved_sources, tensors_in
 from dpdl.per_sample.tape.composite import body_of
+from dpdl.per_sample.tape.packing import Packings, is_packed
 from dpdl.per_sample.tape.plan import Plan
 from dpdl.per_sample.tape.rearrangement import FEW, MORE, Origin, SeenCall, outputs_follow, plan_of
 from dpdl.per_sample.tape.recomputation import saved_tensors_are_hooked
@@ -118,6 +119,7 @@ def _run(
     with torch.enable_grad(), random_state.replayed(), BorrowedState(module):
         with mode:
             result = module(*args, **kwargs)
+        mode.forget_packings()
         mode.outputs = [t.detach() for t in tree_leaves(result) if isinstance(t, Tensor)]
         mode.drew_random_numbers = random_state.has_moved()
     return mode
@@ -146,6 +148,8 @@ class _Survey(TorchFunctionMode):
         self.hidden = False
         self.drew_random_numbers = False
         self.outputs: list[Tensor] = []
+        self._packings = Packings()
+        self._sorted_by: list[Tensor | None] = []  # the indices that these calls gave
         self.movements: list[tuple[str, int]] = []  # calls that move rows, and over how many
         self._sources = Sources(trainable)
         self._names = CallNames()
@@ -158,23 +162,30 @@ class _Survey(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = by_position(function, args, kwargs or {})
         involved = involved_sources(args, kwargs, self._sources)
         if involved and function not in RULES and (body := body_of(function)) is not None:
             with self:
                 return body(*args, **kwargs)
         if not involved:
             result = function(*args, **kwargs)
+            self._packings.see(function, args, kwargs, result)
             if (name := getattr(function, "__name__", "")) in SORTING:
+                index = result if name == "argsort" else result[1] if isinstance(result, tuple) else None
                 self.movements.append((name, args[0].shape[_sorted_axis(args, kwargs)]))
+                self._sorted_by.append(index)
             elif name in SCATTERING:
                 self.movements.append((name, args[0].numel()))
+                self._sorted_by.append(None)
             if all(id(t) in self._constants for t in tensors_in(args, kwargs)):
                 self._constants.update({id(t): t for t in tree_leaves(result) if isinstance(t, Tensor)})
             return result
         self.recomputes |= saved_tensors_are_hooked()
         self.hidden |= not torch.is_grad_enabled()
         call = Call(function, args, kwargs, involved, self._names.name(function, involved))
+        if is_packed(function, args):
+            args, kwargs = self._sources.as_constants(args, kwargs)
+            return function(*args, **kwargs)
         takes_data = self._takes_data(call)
         if takes_data:
             args, kwargs = self._sources.as_constants(args, kwargs)
@@ -216,6 +227,11 @@ class _Survey(TorchFunctionMode):
             return None
         grown = [i for i in range(output.ndim) if before.outputs[0].shape[i] != output.shape[i]]
         return grown[0] if len(grown) == 1 else None
+
+    def forget_packings(self) -> None:
+        """Leave out the sorting of packed sequences: their order is known."""
+        kept = [i for i, index in enumerate(self._sorted_by) if index is None or not self._packings.orders_by(index)]
+        self.movements = [self.movements[i] for i in kept]
 
     def _takes_data(self, call: Call) -> bool:
         plan = self._known.calls.get(call.name)

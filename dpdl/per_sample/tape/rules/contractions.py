@@ -55,7 +55,7 @@ def linear(call: RuleCall, input: Tensor, weight: Tensor, bias: Tensor | None = 
             order = Arrangement(shape=(g.shape[2], a.shape[2]), order=(0, 1))
             yield of_weight, OuterProducts(a.unsqueeze(1), g.unsqueeze(1), order)
         if of_bias is not None:
-            yield of_bias, Materialized(g.sum(1) if g.shape[1] > 1 else g.squeeze(1))
+            yield of_bias, Materialized(g.sum(1) if g.shape[1] != 1 else g.squeeze(1))
 
     return call.tap(output, (input,) if of_weight is not None else (), contributions, of_weight, of_bias)
 

@@ -100,6 +100,7 @@ RULES: dict[Any, Rule] = {
     torch.sub: subtract,
     torch.Tensor.sub: subtract,
     torch.Tensor.__sub__: subtract,
+    torch.rsub: subtract_from,
     torch.Tensor.__rsub__: subtract_from,
     torch.mul: multiply,
     torch.Tensor.mul: multiply,

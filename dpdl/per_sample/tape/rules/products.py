@@ -116,6 +116,8 @@ class OuterProducts(Contribution):
         n, s, t, i, o = self._sizes
         if self.a is None or self.g is None:
             return squared_norms(self._materialized())
+        if t == 0:
+            return self.a.new_zeros(n)
         if t == 1:
             products = squared_norms(self.a.reshape(n * s, i)) * squared_norms(self.g.reshape(n * s, o))
             return products.view(n, s).sum(1)

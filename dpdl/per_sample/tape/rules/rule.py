@@ -31,6 +31,7 @@ class RuleCall(ABC):
     """One call of an operation, as its rule sees it."""
 
     examples: int
+    function: Callable[..., Any]
 
     @abstractmethod
     def source(self, tensor: Any) -> Source | None:
