@@ -115,7 +115,7 @@ class Engine(ABC):
 
     def layout_of(self, trainable: Mapping[str, Tensor], batch: ExampleBatch) -> OutputLayout:
         """The layout of the module's output, measured once for each form of arguments."""
-        form = form_of(self.module, batch)
+        form = (form_of(self.module, batch), *(leaf.shape[1:] for leaf in batch.row_leaves))
         if form not in self._layouts:
             careful = FrozenCall(self.module, trainable, copy_parameters=True)
             layout = OutputLayout.measure(lambda rows: careful({}, rows), batch)
@@ -125,8 +125,19 @@ class Engine(ABC):
 
 
 def form_of(module: nn.Module, batch: ExampleBatch) -> Hashable:
-    """What a call of a module has in common with others that take the same way through it, as far as can be told."""
-    return (module.training, repr(batch.spec), tuple(leaf.ndim for leaf in batch.row_leaves))
+    """What a call of a module has in common with others that take the same way through it, as far as can be told.
+
+    The modes of all parts, the structure of the arguments, the values of those that are not tensors, and of tensors
+    the number of axes.
+    """
+    leaves = tuple(_kind_of(leaf) for leaf in batch.leaves)
+    return (tuple(child.training for child in module.modules()), repr(batch.spec), leaves)
+
+
+def _kind_of(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return (leaf.ndim, leaf.dtype) if leaf.ndim else ("scalar", leaf.item())
+    return leaf if isinstance(leaf, Hashable) else repr(leaf)
 
 
 class FrozenCall:
@@ -146,7 +157,7 @@ class FrozenCall:
         self.module = module
         parameters = dict(module.named_parameters())
         self.fixed = {
-            name: p.detach().clone() if copy_parameters else p.detach()
+            name: p.detach().clone().requires_grad_(p.requires_grad) if copy_parameters else p.detach()
             for name, p in parameters.items()
             if copy_parameters or name not in trainable
         }

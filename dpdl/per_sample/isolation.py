@@ -123,8 +123,8 @@ def find_mixing_in_a_crowd(module: nn.Module, batch: ExampleBatch) -> list[Findi
     frozen = FrozenCall(module, {}, copy_parameters=True)
     outputs = []
     for rows in (batch, batch, with_one_exchanged(batch, position)):
-        with torch.no_grad(), state.replayed():
-            outputs.append([leaf for leaf in tree_leaves(frozen({}, rows.copy())) if isinstance(leaf, Tensor)])
+        with torch.enable_grad(), state.replayed():
+            outputs.append([t.detach() for t in tree_leaves(frozen({}, rows.copy())) if isinstance(t, Tensor)])
     written = frozen.written_state()
     if written:
         return [_state_finding(module, name) for name in written]
@@ -170,7 +170,7 @@ def _watched_run(module: nn.Module, rows: ExampleBatch, state: RandomState) -> _
 
     handle = module.register_forward_hook(note_replaced)
     try:
-        with _watching(module, calls), torch.no_grad(), state.replayed():
+        with _watching(module, calls), torch.enable_grad(), state.replayed():
             outputs = _copies(frozen({}, rows.copy()))
     finally:
         handle.remove()
@@ -236,7 +236,9 @@ def _watching(module: nn.Module, calls: list[_Call]) -> Iterator[None]:
 
 
 def _copies(tree: Any) -> list[Tensor]:
-    return [leaf.detach().clone() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    # What lives inside of a vmap of the model's own cannot be taken out of it.
+    return [t.detach().clone() for t in tensors if not torch._C._functorch.is_functorch_wrapped_tensor(t)]
 
 
 def _equal(first: list[Tensor], second: list[Tensor]) -> bool:

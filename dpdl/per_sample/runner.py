@@ -18,6 +18,7 @@ from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.loop import LoopEngine
 from dpdl.per_sample.loss_trace import LossTrace, untraced
 from dpdl.per_sample.select import select_engine, why_not
+from dpdl.per_sample.self_check import finite_examples
 from dpdl.per_sample.tape.refusal import TapeRefusal
 
 __all__ = ["PerSampleRunner", "plain_arguments"]
@@ -137,7 +138,7 @@ class PerSampleRunner:
         """The engine in use. A call of another form than those before is tried and checked first."""
         if not batch.size:
             return self._engine or LoopEngine(self.module)  # nothing to be learned from it
-        form = form_of(self.module, batch)
+        form = (form_of(self.module, batch), *trainable)
         if self._engine is not None and form in self._known_forms:
             return self._engine
         checked = self.execution.self_check
@@ -156,7 +157,8 @@ class PerSampleRunner:
             )
             self._engine, self._engine_note = selection.engine, selection.note
             self._known_forms.clear()
-        self._known_forms.add(form)
+        if not checked or len(finite_examples(batch)):
+            self._known_forms.add(form)
         return self._engine
 
     def _followed(self, output: Any, layout: OutputLayout, trace: LossTrace) -> Any:

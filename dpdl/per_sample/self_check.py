@@ -17,7 +17,7 @@ from dpdl.per_sample.loop import LoopEngine
 from dpdl.per_sample.module_state import BorrowedState
 from dpdl.per_sample.randomness import isolated_randomness
 
-__all__ = ["refuse_mismatch"]
+__all__ = ["finite_examples", "refuse_mismatch"]
 
 # Examples compared, and the factor on the dtype's resolution by which two exact engines may differ
 # (a deep float32 network: 1e-4 seen, 1e-3 allowed; a wrong rule is off by its whole value).
@@ -35,7 +35,10 @@ def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str,
     Raises:
         EngineMismatchError: naming the outputs or parameters that differ, with the relative error.
     """
-    rows = batch.rows(slice(0, EXAMPLES))
+    finite = finite_examples(batch)
+    if not len(finite):
+        return  # nothing to compare
+    rows = batch.rows(finite[:EXAMPLES])
     full_precision = torch.autocast(batch.device.type, enabled=False)  # rules are told apart best without rounding
     with _evaluating(engine.module), full_precision:
         if _draws_random_numbers(engine, rows, trainable):
@@ -44,6 +47,15 @@ def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str,
         _refuse_other_ways_to_parameters(engine.module, rows, trainable)
         if not isinstance(engine, LoopEngine):
             _refuse_other_gradients(engine, rows, trainable)
+
+
+def finite_examples(batch: ExampleBatch) -> Tensor:
+    """Positions of the examples whose numbers are all finite."""
+    finite = torch.ones(batch.size, dtype=torch.bool, device=batch.device)
+    for leaf in batch.row_leaves:
+        if is_differentiable(leaf):
+            finite &= torch.isfinite(leaf).flatten(1).all(1) if leaf.ndim > 1 else torch.isfinite(leaf)
+    return finite.nonzero().flatten()
 
 
 def _draws_random_numbers(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> bool:
@@ -120,7 +132,7 @@ def _disagreements(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, T
     """Parameters on which an engine and the loop disagree, with the relative error."""
     got, norms = _gradients(engine, rows, trainable)
     expected, true_norms = _gradients(LoopEngine(engine.module, accumulate_dtype=torch.float64), rows, trainable)
-    scale = torch.sqrt(sum((g.double().square().sum() for g in expected.values()), start=torch.zeros(())))
+    scale = torch.sqrt(sum((g.detach().double().square().sum() for g in expected.values()), start=torch.zeros(())))
     errors = {name: _relative_error(got[name], reference, scale) for name, reference in expected.items()}
     wrong = {name: error for name, error in errors.items() if error > _tolerance(trainable[name].dtype)}
     error = _relative_error(norms, true_norms, true_norms.norm())

@@ -20,7 +20,6 @@ from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import Engine, ForwardPass, PerSampleGradients, form_of, is_differentiable
 from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.module_state import BorrowedState
-from dpdl.per_sample.randomness import isolated_randomness
 from dpdl.per_sample.tape.attribution import Rehearsal
 from dpdl.per_sample.tape.contribution import Contribution
 from dpdl.per_sample.tape.gradients import TapeGradients
@@ -35,7 +34,6 @@ __all__ = ["TapeEngine"]
 
 # Surveys of one form of call before giving up: each sees paths that chance (layer drop) has hidden from those before.
 SURVEYS = 8
-TRIAL_EXAMPLES = 2
 KNOWN_FORMS = 1024
 # From this pass on, at each power of two, what arrives is checked to be each example's own.
 REHEARSALS = 8
@@ -74,7 +72,6 @@ class TapeEngine(Engine):
             while len(self._plans) >= KNOWN_FORMS:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[form] = survey(self.module, batch, trainable, Plan())
-            self._refuse_unseen_uses(batch, trainable, layout, form)
         recorder, leaves = self._recorded(batch, trainable, layout, form)
         outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         way_back = _TapePullBack(
@@ -82,6 +79,7 @@ class TapeEngine(Engine):
             leaves=leaves,
             axes=layout.axes,
             parameters=dict(trainable),
+            others=[p for p in self.module.parameters() if p.requires_grad],
             device=batch.device.type,
             rehearse=lambda: self._rehearsal(recorder, (form, recorder.way)),
         )
@@ -165,23 +163,6 @@ class TapeEngine(Engine):
                 )
         return leaves
 
-    def _refuse_unseen_uses(
-        self, batch: ExampleBatch, trainable: Mapping[str, Tensor], layout: OutputLayout, form: object
-    ) -> None:
-        """Raise if a parameter reaches the output by a way that the recorder does not see."""
-        rows = batch.rows(slice(0, TRIAL_EXAMPLES))
-        with isolated_randomness(batch.device):
-            recorder, leaves = self._recorded(rows, trainable, layout, form)
-        outputs = [leaf for leaf in leaves if is_differentiable(leaf) and leaf.requires_grad]
-        if not outputs:
-            return
-        zeros = [torch.zeros_like(o) for o in outputs]
-        with _without_gradients(trainable.values()), recorder.again():
-            gradients = leaf_gradients(outputs, zeros, list(trainable.values()), reentrant=recorder.plan.hidden)
-        unseen = [name for name, g in zip(trainable, gradients, strict=True) if g is not None]
-        if unseen:
-            raise TapeRefusal(f"parameters {unseen} are used in a way that torch's function modes do not see")
-
 
 @contextmanager
 def _without_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
@@ -202,6 +183,7 @@ class _TapePullBack:
     leaves: list[Any]
     axes: tuple[int | None, ...]
     parameters: dict[str, Tensor]
+    others: list[Tensor]
     device: str
     rehearse: Callable[[], Rehearsal | None]
 
@@ -238,13 +220,19 @@ class _TapePullBack:
 
     def _go(self, outputs: list[Tensor], cotangents: list[Tensor], *, keep: bool) -> None:
         recorder = self.recorder
-        found = leaf_gradients(
-            outputs,
-            cotangents,
-            [recorder.anchor, *(copies.leaf for copies in recorder.copies)],
-            reentrant=recorder.plan.hidden,
-            keep=keep,
-        )[1:]
+        # Parameters are asked for too: one that receives something is used by a way that the recorder does not see. And
+        # no `.grad` of theirs may be left behind, also by checkpoints that run a backward of their own.
+        with _without_gradients([*self.parameters.values(), *self.others]):
+            found = leaf_gradients(
+                outputs,
+                cotangents,
+                [recorder.anchor, *(copies.leaf for copies in recorder.copies), *self.parameters.values()],
+                reentrant=recorder.plan.hidden,
+                keep=keep,
+            )[1 : -len(self.parameters)]
+            unseen = [name for name, p in self.parameters.items() if p.grad is not None]
+        if unseen:
+            raise TapeRefusal(f"parameters {unseen} are used in a way that torch's function modes do not see")
         found += [copies.leaf.grad for copies in recorder.copies[len(found) :]]
         for copies, gradient in zip(recorder.copies, found, strict=True):
             copies.leaf.grad = None

@@ -1,7 +1,7 @@
 """The tape engine beside plain autograd, one example at a time, in float64: outputs, norms, sums, gradients.
 
 The truth shares nothing with the library: a float64 copy of the model is run on batches of one, and
-`torch.autograd.grad` is asked for the gradient of <cotangent, output>. Weights and inputs are rounded to the dtype
+the gradient of <cotangent, output> is asked for. Weights and inputs are rounded to the dtype
 under test first, so that only the engine's own rounding is measured.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hypothesis import register_random
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -25,9 +26,28 @@ from dpdl.per_sample.tape.refusal import TapeRefusal
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 # How far below the truth a norm may be: rounding of the operands' products alone.
 BELOW = {torch.float64: 1e-12, torch.float32: 1e-5}
+# How far above: norms taken as a difference of large numbers are enlarged by what rounding may have taken off.
+ABOVE = {torch.float64: 1e-10, torch.float32: 1e-3}
 
 dtypes = st.sampled_from([torch.float64, torch.float32])
 sizes = st.integers(1, 4)
+
+
+class TorchsRandom:
+    """torch's generator, for hypothesis to seed before each case: modules draw their weights from it."""
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def getstate(self) -> Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+TORCHS_RANDOM = TorchsRandom()
+register_random(TORCHS_RANDOM)
 
 
 class Numbers:
@@ -120,11 +140,11 @@ def truth(module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any] |
         if cotangents is None:
             cotangents = cotangents_of([(n_examples, *leaf.shape[1:]) for leaf in real])
         loss = torch.stack([(leaf * c[n : n + 1]).sum() for leaf, c in zip(real, cotangents, strict=True)]).sum()
-        found: Sequence[Tensor | None] = [None] * len(trainable)
+        module.zero_grad(set_to_none=True)
         if loss.requires_grad:
-            found = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
-        for (name, p), gradient in zip(trainable.items(), found, strict=True):
-            rows[name].append(torch.zeros_like(p) if gradient is None else gradient)
+            loss.backward()  # not autograd.grad, which reentrant checkpointing refuses
+        for name, p in trainable.items():
+            rows[name].append(torch.zeros_like(p) if p.grad is None else p.grad)
     gradients = {name: torch.stack(parts).detach() for name, parts in rows.items()}
     return Answers(
         outputs=[torch.cat(parts) for parts in zip(*outputs, strict=True)],
@@ -176,17 +196,19 @@ def assert_same(found: Answers, true: Answers, dtype: torch.dtype) -> None:
         assert got.shape == expected.shape
         assert relative(got, expected) <= tolerance, "outputs"
     assert set(found.gradients) == set(true.gradients) == set(found.weighted)
-    floor = 1e-3 * float(true.norms.max())  # true gradients that are zero have no relative error
+    # Where an example's positions, or the examples of a sum, cancel, rounding is relative to what has cancelled.
+    floor = 1e-2 * float(true.norms.max())
+    floor_of_sums = 1e-2 * float((weights_of(len(true.norms)) * true.norms).sum())
     for name, expected in true.gradients.items():
         got = found.gradients[name]
         assert got.shape == expected.shape, (name, got.shape, expected.shape)
         for n in range(len(expected)):
             assert relative(got[n], expected[n], floor) <= tolerance, (name, n, got[n], expected[n])
         assert found.weighted[name].shape == expected.shape[1:]
-        assert relative(found.weighted[name], true.weighted[name], floor) <= tolerance, name
+        assert relative(found.weighted[name], true.weighted[name], floor_of_sums) <= tolerance, name
     assert found.norms.shape == true.norms.shape
-    error = (found.norms.double() - true.norms) / true.norms.clamp_min(max(floor, 1e-30))
-    assert float(error.abs().max()) <= tolerance, error
+    error = (found.norms.double() - true.norms) / true.norms.clamp_min(max(5 * floor, 1e-30))
+    assert float(error.max()) <= ABOVE[dtype], error
     assert float(error.min()) >= -BELOW[dtype], error
 
 
