@@ -225,7 +225,7 @@ class FrozenCall:
             written += [
                 name
                 for name, copy in {**self.fixed, **self.buffers}.items()
-                if name not in written and not torch.equal(copy.nan_to_num(), self._originals[name].nan_to_num())
+                if name not in written and not _same(copy.detach(), self._originals[name].detach())
             ]
         return written
 
@@ -239,6 +239,11 @@ class FrozenCall:
                 "(module.eval(), track_running_stats=False, max_norm=None), or replace them, e.g. BatchNorm by "
                 "GroupNorm."
             )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, or are not numbers at the same places."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def detached(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,8 +40,8 @@ class OutputLayout:
         one = batch.rows(slice(0, 1)) if batch.size else batch.zero_rows(1)
         two = one.with_row_leaves(tuple(torch.cat([r, r]) for r in one.row_leaves), size=2)
         with torch.enable_grad(), isolated_randomness(batch.device):  # the model may differentiate inside
-            leaves_one, spec = tree_flatten(call(one))
-            leaves_two, spec_two = tree_flatten(call(two))
+            leaves_one, spec = tree_flatten(call(one.copy()))
+            leaves_two, spec_two = tree_flatten(call(two.copy()))
         if spec != spec_two:
             raise ModelError(
                 "The model's output has another structure for two examples than for one, so it cannot be "

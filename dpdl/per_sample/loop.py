@@ -32,7 +32,7 @@ class LoopEngine(Engine):
         layout = self.layout_of(trainable, batch)
         leaves = {name: parameter.detach().requires_grad_() for name, parameter in trainable.items()}
         with torch.enable_grad():
-            examples = [layout.leaves(call(leaves, batch.rows(slice(n, n + 1)))) for n in range(batch.size)]
+            examples = [layout.leaves(call(leaves, batch.rows(slice(n, n + 1)).copy())) for n in range(batch.size)]
         call.refuse_written_state()
         outputs = [
             _joined(list(rows), axis) for rows, axis in zip(zip(*examples, strict=True), layout.axes, strict=True)

@@ -61,19 +61,19 @@ def finite_examples(batch: ExampleBatch) -> Tensor:
 def _draws_random_numbers(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> bool:
     call = FrozenCall(engine.module, trainable)
     before = torch.get_rng_state()
-    with torch.no_grad(), isolated_randomness(rows.device):
+    with torch.enable_grad(), isolated_randomness(rows.device):  # the model may differentiate inside
         call(trainable, rows.copy())
         return not torch.equal(before, torch.get_rng_state())
 
 
 def _refuse_other_outputs(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:
     forward = engine.forward(rows.copy(), trainable)
-    with torch.no_grad():
+    with torch.enable_grad():
         plain = forward.layout.leaves(FrozenCall(engine.module, trainable)(trainable, rows.copy()))
     for i, (got, expected) in enumerate(zip(forward.outputs, plain, strict=True)):
         if forward.layout.axes[i] is None or not is_differentiable(got):
             continue
-        error = _relative_error(got, expected, expected.double().norm())
+        error = _relative_error(got, expected, expected.detach().double().norm())
         if error > _tolerance(expected.dtype):
             raise EngineMismatchError(
                 f"The model's output {i} for {rows.size} examples together is not that for each alone "
@@ -88,7 +88,7 @@ def _refuse_other_ways_to_parameters(module: nn.Module, rows: ExampleBatch, trai
     A view of it that was stored before, say: engines that exchange parameters would leave it untrained.
     """
     one = rows.rows(slice(0, 1))
-    kept = [(p, p.grad) for p in trainable.values()]
+    kept = [(p, p.grad) for p in module.parameters()]  # backward reaches those of other optimizers too
     try:
         for p, _ in kept:
             p.grad = None

@@ -9,7 +9,7 @@ it has another factor. The numbers are powers of two, by which floating point mu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,13 @@ from dpdl.per_sample.tape.refusal import TapeRefusal
 
 __all__ = ["Rehearsal", "may_move_rows"]
 
-FACTORS = 8  # 1, 1/2, ..., 2^-7: neighbours in the batch never share one
+FACTORS = 16  # 1, 1/2, ..., 2^-15, drawn for each example
+FACTORS_IN_HALF_PRECISION = 4  # float16 ends at 2^-24
 # Norms of the two passes may differ by rounding in the margin of Gram norms; another example's factor is 2 at least.
 TOLERANCE = 0.05
+
+# Squared norms below this have lost their digits in float32.
+UNDERFLOW = 1e-30
 
 # Torch functions that may put rows in places, or leave rows out, that depend on the data.
 _MOVING = {
@@ -32,11 +36,24 @@ _MOVING = {
 }  # fmt: skip
 
 
-def may_move_rows(function: Callable[..., Any], args: tuple[Any, ...], examples: int) -> bool:
+# Those that take a tensor apart along one axis, the first unless told otherwise.
+_DIVIDING = {"__iter__", "chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
+
+
+def may_move_rows(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], examples: int
+) -> bool:
     """Whether a call may rearrange or select rows of a batch by the data."""
     name = getattr(function, "__name__", "")
+    if name in _DIVIDING:
+        sizes = args[0].shape if isinstance(args[0], Tensor) else ()
+        axis = kwargs.get("dim", args[-1] if len(args) > (1 if name == "unbind" else 2) else 0)
+        return bool(sizes) and isinstance(axis, int) and sizes[axis] > 0 and sizes[axis] % examples == 0
     if name == "__getitem__":
         indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+        first = args[0].shape[0] if isinstance(args[0], Tensor) and args[0].ndim else 0
+        if isinstance(indices[0], int) and first and first % examples == 0:
+            return True
         if not any(isinstance(index, (Tensor, list)) for index in indices):
             return False
     elif name not in _MOVING:
@@ -51,12 +68,13 @@ class Rehearsal:
     Args:
         examples: N.
         round_number: makes another assignment of numbers to examples.
+        half_precision: whether float16 is on the way.
     """
 
-    def __init__(self, examples: int, round_number: int) -> None:
+    def __init__(self, examples: int, round_number: int, *, half_precision: bool) -> None:
         generator = torch.Generator().manual_seed(round_number)
-        shift = int(torch.randint(FACTORS, (), generator=generator))
-        self.factors = torch.pow(2.0, -((torch.arange(examples) + shift) % FACTORS).double())
+        count = FACTORS_IN_HALF_PRECISION if half_precision else FACTORS
+        self.factors = torch.pow(2.0, -torch.randint(count, (examples,), generator=generator).double())
         self._rehearsed: list[Tensor] = []
         self._compared: int | None = None
 
@@ -88,7 +106,7 @@ class Rehearsal:
         self._compared += 1
         expected = second * self.factors.square()
         known = torch.isfinite(second)
-        same = first is not None and torch.allclose(first[known], expected[known], rtol=TOLERANCE, atol=0.0)
+        same = first is not None and torch.allclose(first[known], expected[known], rtol=TOLERANCE, atol=UNDERFLOW)
         if not same:
             raise TapeRefusal(
                 f"what was recorded for {', '.join(parameters)} does not belong to one example each: the model moves "

@@ -24,14 +24,17 @@ class BatchAxis:
     Attributes:
         position: which axis.
         order: which index runs slower where an example has several rows.
+        each: an example's rows, where they were counted.
     """
 
     position: int
     order: RowOrder = "example"
+    each: int | None = None
 
     def fits(self, tensor: Tensor, examples: int) -> bool:
         """Whether `tensor` can carry `examples` on this axis."""
-        return tensor.ndim > self.position and tensor.shape[self.position] % examples == 0
+        rows = tensor.shape[self.position]
+        return rows % examples == 0 if self.each is None else rows == self.each * examples
 
     def to_front(self, tensor: Tensor, examples: int) -> Tensor:
         """[..., N * k, ...] as [N, k, ...], the other axes in their order. A view where torch can make one."""

@@ -106,10 +106,11 @@ def weight_gradient(x: Tensor, g: Tensor, shape: tuple[int, ...], geometry: Geom
     if any(not 0 <= rest < stride for rest, stride in zip(surplus, geometry.stride, strict=True)):
         x, padding = covered(x, geometry, extent), (0,) * spatial
     arguments = (geometry.stride, padding, geometry.dilation, False, (0,) * spatial, groups, (False, True, False))
-    shape_only = x.new_empty(1).expand(shape)  # the weight's values are not looked at
+    shape_only = x.new_empty(shape)  # the weight's values are not looked at, but some kernels want its strides
     with _whole_numbers(x.device):
-        # Some kernels take their result's strides from the operands', and then refuse them.
-        operands = (g.contiguous(), x.contiguous())
+        # Strides as those of a new tensor: some kernels choose their result's by the operands' (also where an axis of
+        # size 1 makes several right), and then refuse it.
+        operands = (g.reshape(-1).view(g.shape), x.reshape(-1).view(x.shape))
         result: Tensor = torch.ops.aten.convolution_backward(*operands, shape_only, None, *arguments)[1]
     return result
 

@@ -35,6 +35,8 @@ __all__ = ["TapeEngine"]
 # Surveys of one form of call before giving up: each sees paths that chance (layer drop) has hidden from those before.
 SURVEYS = 8
 KNOWN_FORMS = 1024
+CROWD = 3  # a way that so few examples have taken may still be another for more
+REMEDY = "Nothing was spent. Use Execution(engine='vmap') or engine='loop', which compute each example on its own"
 # From this pass on, at each power of two, what arrives is checked to be each example's own.
 REHEARSALS = 8
 
@@ -92,8 +94,10 @@ class TapeEngine(Engine):
         due = self._passes >= REHEARSALS and self._passes.bit_count() == 1
         if recorder.examples < 2 or not (recorder.moves_rows or way not in self._known_ways or due):
             return None
-        self._known_ways.add(way)  # if it turns out wrong the pass is refused, and is rehearsed again
-        return Rehearsal(recorder.examples, self._passes)
+        if recorder.examples > CROWD:
+            self._known_ways.add(way)  # if it turns out wrong the engine is given up
+        half = any(p.dtype == torch.float16 for p in self.module.parameters())
+        return Rehearsal(recorder.examples, self._passes, half_precision=half)
 
     def gradients(self, passes: Sequence[tuple[ForwardPass, Mapping[int, Tensor]]]) -> Iterator[PerSampleGradients]:
         """All examples in one part; several passes are joined use by use, not materialised."""
@@ -103,10 +107,10 @@ class TapeEngine(Engine):
                 way.go_back(cotangents, alone=len(ways) == 1)
         except PlanIsStale as met:
             self._given_up = f"{met} takes another form when it runs again in the backward"
-            raise TapeRefusal(self._given_up) from met
+            raise TapeRefusal(f"{self._given_up}. {REMEDY}") from met
         except TapeRefusal as refusal:
             self._given_up = str(refusal)
-            raise
+            raise TapeRefusal(f"{self._given_up}. {REMEDY}") from refusal
         first = ways[0][0].recorder
         received: dict[Source, list[Contribution]] = {}
         sources: dict[str, Source] = {}  # a parameter is one source, whichever pass used it
@@ -145,6 +149,7 @@ class TapeEngine(Engine):
         versions = [p._version for p in trainable.values()]
         with torch.enable_grad(), self._state, recorder:
             leaves = layout.leaves(self.module(*args, **kwargs))
+        recorder.recording = False
         written = self._state.written + [
             name for (name, p), version in zip(trainable.items(), versions, strict=True) if p._version != version
         ]
@@ -211,28 +216,30 @@ class _TapePullBack:
         if not used:
             return
         recorder.rehearsal = self.rehearse()
-        with torch.autocast(self.device, enabled=False), recorder.again():
-            if recorder.rehearsal is not None:
-                scaled = [recorder.rehearsal.scaled(cotangents[i], self.axes[i]) for i in used]
-                self._go(outputs, scaled, keep=True)
-                recorder.rehearsal.end()
-            self._go(outputs, [cotangents[i] for i in used], keep=False)
-
-    def _go(self, outputs: list[Tensor], cotangents: list[Tensor], *, keep: bool) -> None:
-        recorder = self.recorder
+        recorder.going_back = True
         # Parameters are asked for too: one that receives something is used by a way that the recorder does not see. And
         # no `.grad` of theirs may be left behind, also by checkpoints that run a backward of their own.
         with _without_gradients([*self.parameters.values(), *self.others]):
-            found = leaf_gradients(
-                outputs,
-                cotangents,
-                [recorder.anchor, *(copies.leaf for copies in recorder.copies), *self.parameters.values()],
-                reentrant=recorder.plan.hidden,
-                keep=keep,
-            )[1 : -len(self.parameters)]
+            with torch.autocast(self.device, enabled=False), recorder.again():
+                if recorder.rehearsal is not None:
+                    scaled = [recorder.rehearsal.scaled(cotangents[i], self.axes[i]) for i in used]
+                    self._go(outputs, scaled, keep=True)
+                    recorder.rehearsal.end()
+                self._go(outputs, [cotangents[i] for i in used], keep=False)
             unseen = [name for name, p in self.parameters.items() if p.grad is not None]
+        recorder.going_back = False
         if unseen:
             raise TapeRefusal(f"parameters {unseen} are used in a way that torch's function modes do not see")
+
+    def _go(self, outputs: list[Tensor], cotangents: list[Tensor], *, keep: bool) -> None:
+        recorder = self.recorder
+        found = leaf_gradients(
+            outputs,
+            cotangents,
+            [recorder.anchor, *(copies.leaf for copies in recorder.copies), *self.parameters.values()],
+            reentrant=recorder.plan.hidden,
+            keep=keep,
+        )[1 : -len(self.parameters)]
         found += [copies.leaf.grad for copies in recorder.copies[len(found) :]]
         for copies, gradient in zip(recorder.copies, found, strict=True):
             copies.leaf.grad = None

@@ -32,7 +32,7 @@ class CallPlan:
         if len(tensors) != len(self.operands):
             return False
         for tensor, (ndim, axis) in zip(tensors, self.operands, strict=True):
-            if tensor.ndim != ndim or (axis is not None and tensor.shape[axis.position] % examples):
+            if tensor.ndim != ndim or (axis is not None and not axis.fits(tensor, examples)):
                 return False
         return True
 

@@ -99,10 +99,10 @@ def _axis(few: Tensor, more: Tensor, changed: Tensor | None, origin: Origin) -> 
     if changed is None:
         if several:
             raise _Unseen
-        return BatchAxis(position=position)
+        return BatchAxis(position=position, each=1)
     orders: tuple[RowOrder, ...] = ("example", "inner")
     for order in orders if several else orders[:1]:
-        axis = BatchAxis(position=position, order=order)
+        axis = BatchAxis(position=position, order=order, each=more.shape[position] // MORE)
         if _follows(more, changed, axis, origin):
             return axis
     raise _Trouble("its rows do not follow the order of the examples")

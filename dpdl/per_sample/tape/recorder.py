@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from dpdl.errors import ModelError
 from dpdl.per_sample.engine import accumulation_dtype
 from dpdl.per_sample.tape.attribution import Rehearsal, may_move_rows
 from dpdl.per_sample.tape.batch_axis import BatchAxis
@@ -61,6 +62,8 @@ class Recorder(TorchFunctionMode):
         self.received: dict[Source, list[Contribution]] = {}
         self.norms_on_the_way = True
         self._uses: dict[str, int] = dict.fromkeys(trainable, 0)
+        self.recording = True
+        self.going_back = False
         self._packings = Packings()
         self.plan = plan
         self.way = 0  # which functions were called, in order
@@ -74,7 +77,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         self.way = hash((self.way, function))
-        if self.examples > 1 and may_move_rows(function, args, self.examples):
+        if self.examples > 1 and may_move_rows(function, args, kwargs, self.examples):
             self.moves_rows = True
         involved = involved_sources(args, kwargs, self.sources)
         if not involved and function is not torch.autograd.backward:
@@ -176,6 +179,13 @@ class Recorder(TorchFunctionMode):
         Raises:
             TapeRefusal: the source was written to after that use; its graph is now that of other values.
         """
+        if self.recording:
+            raise TapeRefusal("the model differentiates inside of its forward")
+        if not self.going_back:
+            raise ModelError(
+                "A tensor from inside the private model was used in the loss: a backward came by a way that is not the "
+                "model's output. Return from forward what the loss needs."
+            )
         if not source.is_untouched:
             raise TapeRefusal(
                 f"what is made of {', '.join(source.parameters)} is written to in place after it was used"

@@ -54,7 +54,7 @@ class Lookups(Contribution):
         examples, _, sums = self._distinct()
         # In float64: index_add adds one after another, and 100,000 equal float32 squares came out 4e-4 too small.
         squares = sums.square().sum(1).double()
-        return squares.new_zeros(len(self.indices)).index_add_(0, examples, squares)
+        return squares.new_zeros(len(self.indices)).index_add_(0, examples, squares).to(sums.dtype)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """See `Contribution`."""
