@@ -96,11 +96,17 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Tensor]]] =
     "its logits": (WithLoss, lambda m: F.cross_entropy(m(X).logits, Y)),
     "shared and scalar parameters": (Shared, lambda m: F.cross_entropy(m(X), Y)),
     "two losses on one output": (network, lambda m: two_losses(m(X))),
-    "compiled beforehand": (
-        lambda: torch.compile(network(), backend="eager"),
-        lambda m: F.cross_entropy(m(X), Y),
-    ),
 }
+COMPILED: dict[str, Callable[[], nn.Module]] = {
+    "a wrapper": lambda: torch.compile(network(), backend="eager"),
+    "in place": lambda: compiled_in_place(network()),
+    "a part": lambda: nn.Sequential(torch.compile(network(), backend="eager")),
+}
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
 
 
 def two_losses(output: Tensor) -> Tensor:
@@ -117,6 +123,13 @@ def test_gradients_are_those_of_the_plain_model_however_it_is_called(way: str, e
     expected = plain_gradient(model, loss)
     error, name = one_at_a_time.worst_error(one_step(model, loss, engine=engine), expected)
     assert error < 1e-9, name
+
+
+@each_engine
+@pytest.mark.parametrize("way", COMPILED)
+def test_a_compiled_model_is_refused_with_the_remedy(way: str, engine: str) -> None:
+    with pytest.raises(ModelError, match=r"compiled by torch.compile.*_orig_mod"):
+        small_run(COMPILED[way]().double(), engine=engine)
 
 
 @each_engine

@@ -39,7 +39,7 @@ def per_sample_gradients(
         inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; the tensors in
             it have the batch first, [N, ...]. N may be 0.
         targets: handed to loss_fn as they are.
-        engine: "auto", "vmap" or "loop".
+        engine: "auto", "tape", "vmap" or "loop".
         loss_reduction: whether loss_fn takes the "mean" or the "sum" over examples.
 
     Returns:

@@ -233,13 +233,11 @@ class _TapePullBack:
 
     def _go(self, outputs: list[Tensor], cotangents: list[Tensor], *, keep: bool) -> None:
         recorder = self.recorder
+        leaves = [copies.leaf for copies in recorder.copies]
+        parameters = [p for p in self.parameters.values() if p.requires_grad]  # some may be frozen by now
         found = leaf_gradients(
-            outputs,
-            cotangents,
-            [recorder.anchor, *(copies.leaf for copies in recorder.copies), *self.parameters.values()],
-            reentrant=recorder.plan.hidden,
-            keep=keep,
-        )[1 : -len(self.parameters)]
+            outputs, cotangents, [recorder.anchor, *leaves, *parameters], reentrant=recorder.plan.hidden, keep=keep
+        )[1 : 1 + len(leaves)]
         found += [copies.leaf.grad for copies in recorder.copies[len(found) :]]
         for copies, gradient in zip(recorder.copies, found, strict=True):
             copies.leaf.grad = None

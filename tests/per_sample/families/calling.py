@@ -17,6 +17,7 @@ Y = tokens(N, vocabulary=4, seed=63)
 
 NOT_TAPE = ("loop", "vmap", "auto")  # it records the batch, whose loss the model returns already reduced
 
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()

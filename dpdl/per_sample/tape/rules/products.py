@@ -137,9 +137,13 @@ class OuterProducts(Contribution):
             return products.view(n, s).sum(1)
         if self._keeps_operands or gram_is_cheaper(self._sizes, self._shared.users):
             return self._gram_norms(self.a.reshape(n * s, t, i), self.g.reshape(n * s, t, o)).view(n, s).sum(1)
+        self.give_up_operands()
+        return squared_norms(self._materialized())
+
+    def give_up_operands(self) -> None:
+        """Materialise the gradients, and go on with them alone."""
         self._gradients = self._materialized()
         self.a = self.g = None
-        return squared_norms(self._gradients)
 
     def _gram_norms(self, a: Tensor, g: Tensor) -> Tensor:
         """[n * s]."""
