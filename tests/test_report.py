@@ -97,7 +97,8 @@ def test_an_engine_that_was_fallen_back_to_is_named_with_the_reason() -> None:
 
 
 def test_a_loss_that_was_not_checked_is_named() -> None:
-    checked, unchecked = (trained(self_check=check).optimizer.report(DELTA) for check in (True, False))
+    # Three steps: a single one may have drawn fewer than two examples.
+    checked, unchecked = (trained(3, self_check=check).optimizer.report(DELTA) for check in (True, False))
     assert checked.notes == ()
     assert "mean over examples was declared and was not checked (self_check=False)" in str(unchecked)
 

@@ -230,15 +230,19 @@ class FrozenCall:
         return written
 
     def refuse_written_state(self) -> None:
-        """Raise if a forward wrote to the module's state, which would carry data from step to step."""
-        written = self.written_state()
-        if written:
-            raise ModelError(
-                f"The model's forward writes to its buffers or parameters {written}. State that is updated from "
-                "private data leaves through the saved model without noise. Freeze the modules that own it "
-                "(module.eval(), track_running_stats=False, max_norm=None), or replace them, e.g. BatchNorm by "
-                "GroupNorm."
-            )
+        """Raise if a forward wrote to the module's state."""
+        refuse_written(self.written_state())
+
+
+def refuse_written(names: list[str]) -> None:
+    """Raise if a forward wrote to a module's state, which would carry data from step to step."""
+    if names:
+        raise ModelError(
+            f"The model's forward writes to its buffers or parameters {names}. State that is updated from "
+            "private data leaves through the saved model without noise. Freeze the modules that own it "
+            "(module.eval(), track_running_stats=False, max_norm=None), or replace them, e.g. BatchNorm by "
+            "GroupNorm."
+        )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

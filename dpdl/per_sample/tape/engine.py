@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dpdl.errors import ModelError
 from dpdl.per_sample.batch import ExampleBatch
-from dpdl.per_sample.engine import Engine, ForwardPass, PerSampleGradients, form_of, is_differentiable
+from dpdl.per_sample.engine import Engine, ForwardPass, PerSampleGradients, form_of, is_differentiable, refuse_written
 from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.module_state import BorrowedState
 from dpdl.per_sample.tape.attribution import Rehearsal
@@ -150,16 +149,10 @@ class TapeEngine(Engine):
         with torch.enable_grad(), self._state, recorder:
             leaves = layout.leaves(self.module(*args, **kwargs))
         recorder.recording = False
-        written = self._state.written + [
-            name for (name, p), version in zip(trainable.items(), versions, strict=True) if p._version != version
-        ]
-        if written:
-            raise ModelError(
-                f"The model's forward writes to its buffers or parameters {written}. State that is updated from "
-                "private data leaves through the saved model without noise. Freeze the modules that own it "
-                "(module.eval(), track_running_stats=False, max_norm=None), or replace them, e.g. BatchNorm by "
-                "GroupNorm."
-            )
+        refuse_written(
+            self._state.written
+            + [n for (n, p), version in zip(trainable.items(), versions, strict=True) if p._version != version]
+        )
         for leaf, axis in zip(leaves, layout.axes, strict=True):
             if axis is None and is_differentiable(leaf) and leaf.requires_grad:
                 raise TapeRefusal(
