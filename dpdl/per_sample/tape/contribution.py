@@ -25,9 +25,20 @@ class Contribution(ABC):
     An example's answers depend on that example's operands only, also if others are not finite.
     """
 
-    @abstractmethod
+    _squares: Tensor | None = None
+
     def norms_squared(self) -> Tensor:
-        """Squared L2 norm of each example's gradient, shape [N]; not below the truth but for rounding."""
+        """Squared L2 norm of each example's gradient, shape [N]; not below the truth but for rounding.
+
+        Computed once.
+        """
+        if self._squares is None:
+            self._squares = self._norms_squared()
+        return self._squares
+
+    @abstractmethod
+    def _norms_squared(self) -> Tensor:
+        """The same."""
 
     @abstractmethod
     def weighted_sum(self, weights: Tensor) -> Tensor:
@@ -59,13 +70,9 @@ class Materialized(Contribution):
 
     def __init__(self, gradients: Tensor) -> None:
         self._gradients = gradients
-        self._squares: Tensor | None = None
 
-    def norms_squared(self) -> Tensor:
-        """See `Contribution`."""
-        if self._squares is None:
-            self._squares = squared_norms(self._gradients)
-        return self._squares
+    def _norms_squared(self) -> Tensor:
+        return squared_norms(self._gradients)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """See `Contribution`."""

@@ -210,8 +210,8 @@ class ConvolutionContribution(Contribution):
         layer = self._layer()
         return layer.weight <= KEPT_OVER_OPERANDS * layer.operands
 
-    def norms_squared(self) -> Tensor:
-        """Squared norms; gradients formed on the way are kept in place of the operands, if not too large."""
+    def _norms_squared(self) -> Tensor:
+        """Gradients formed on the way are kept in place of the operands, if not too large."""
         if self._gradients is not None:
             return squared_norms(self._gradients)
         way = self.way

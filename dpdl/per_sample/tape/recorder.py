@@ -77,9 +77,10 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         self.way = hash((self.way, function))
-        if self.examples > 1 and may_move_rows(function, args, kwargs, self.examples):
-            self.moves_rows = True
         involved = involved_sources(args, kwargs, self.sources)
+        of_data = not (args and id(args[0]) in self.sources)
+        if self.examples > 1 and of_data and may_move_rows(function, args, kwargs, self.examples):
+            self.moves_rows = True
         if not involved and function is not torch.autograd.backward:
             result = function(*args, **kwargs)
             self._packings.see(function, args, kwargs, result)

@@ -161,7 +161,7 @@ def without_cross_terms(patch: pytest.MonkeyPatch) -> None:
         def __init__(self, parts: list[Contribution]) -> None:
             self.parts = parts
 
-        def norms_squared(self) -> Tensor:
+        def _norms_squared(self) -> Tensor:
             return torch.stack([part.norms_squared() for part in self.parts]).sum(0)
 
         def weighted_sum(self, weights: Tensor) -> Tensor:

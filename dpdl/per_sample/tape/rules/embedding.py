@@ -49,8 +49,7 @@ class Lookups(Contribution):
             self._rows = distinct // table, distinct % table, sums
         return self._rows
 
-    def norms_squared(self) -> Tensor:
-        """See `Contribution`."""
+    def _norms_squared(self) -> Tensor:
         examples, _, sums = self._distinct()
         # In float64: index_add adds one after another, and 100,000 equal float32 squares came out 4e-4 too small.
         squares = sums.square().sum(1).double()
@@ -111,8 +110,7 @@ class Tied(Contribution):
         plain = Arrangement(shape=tuple(lookups.shape), order=(0, 1))
         return len(lookups.shape) == 2 and products.arrangement == plain and products.a is not None
 
-    def norms_squared(self) -> Tensor:
-        """See `Contribution`."""
+    def _norms_squared(self) -> Tensor:
         a, g = self._products.a, self._products.g
         assert a is not None
         assert g is not None

@@ -118,13 +118,6 @@ class OuterProducts(Contribution):
         self.arrangement = arrangement
         self._sizes = (*a.shape[:3], a.shape[3], g.shape[3])  # n, s, t, i, o
         self._gradients: Tensor | None = None  # [n, s, o, i]
-        self._squares: Tensor | None = None
-
-    def norms_squared(self) -> Tensor:
-        """See `Contribution`."""
-        if self._squares is None:
-            self._squares = self._norms_squared()
-        return self._squares
 
     def _norms_squared(self) -> Tensor:
         n, s, t, i, o = self._sizes
@@ -204,7 +197,6 @@ class OuterProducts(Contribution):
         other._keeps_operands = self._keeps_operands
         other._sizes = (examples, *self._sizes[1:])
         other._shared = SharedGram(1)
-        other._squares = None
         return other
 
     def keeping_operands(self) -> OuterProducts:
