@@ -21,7 +21,7 @@ from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import FrozenCall, is_differentiable
 from dpdl.per_sample.randomness import RandomState
 
-__all__ = ["Finding", "find_mixing", "find_mixing_in_a_crowd", "refuse_mixing", "with_one_exchanged"]
+__all__ = ["EXAMPLES", "Finding", "find_mixing", "find_mixing_in_a_crowd", "refuse_mixing", "with_one_exchanged"]
 
 # Examples run together. Two would do; more show effects that need a crowd.
 EXAMPLES = 4

@@ -13,7 +13,7 @@ from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.boundary import OnBackward, forward_with_boundary
 from dpdl.per_sample.compiled import refuse_compiled
 from dpdl.per_sample.engine import Engine, form_of, is_differentiable
-from dpdl.per_sample.isolation import find_batch_norms, find_mixing, find_mixing_in_a_crowd, refuse_mixing
+from dpdl.per_sample.isolation import EXAMPLES, find_batch_norms, find_mixing, find_mixing_in_a_crowd, refuse_mixing
 from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.loop import LoopEngine
 from dpdl.per_sample.loss_trace import LossTrace, untraced
@@ -51,6 +51,7 @@ class PerSampleRunner:
         self._engine_note = ""
         self._refused: dict[str, str] = {}  # engines that "auto" has given up, and why
         self._known_forms: set[Hashable] = set()  # of calls that the engine was tried and checked on
+        self._saw_a_crowd = False
         self._trace: LossTrace | None = None
         self._batches = 0
         self._confirmed_sizes: set[int] = set()
@@ -97,8 +98,8 @@ class PerSampleRunner:
         return first_ones or (self._batches > LOSS_CHECKS and self._batches.bit_count() == 1)
 
     def _crowd_check_is_due(self) -> bool:
-        """On the first batch, and on the 8th, 16th, 32nd, ...: what mixes may depend on the data."""
-        return self._batches <= 1 or (self._batches >= CROWD_CHECKS and self._batches.bit_count() == 1)
+        """On the first batch that is a crowd, and on the 8th, 16th, 32nd, ...: what mixes may depend on the data."""
+        return not self._saw_a_crowd or (self._batches >= CROWD_CHECKS and self._batches.bit_count() == 1)
 
     def forward(self, batch: ExampleBatch, trainable: Mapping[str, Tensor], on_backward: OnBackward) -> Any:
         """The model's output for `batch`; each backward through it calls `on_backward`.
@@ -112,6 +113,7 @@ class PerSampleRunner:
         engine = self._engine_for(batch, trainable)
         if self.execution.self_check and not engine.keeps_examples_apart and self._crowd_check_is_due():
             refuse_mixing(find_mixing_in_a_crowd(self.module, batch))
+            self._saw_a_crowd |= batch.size > EXAMPLES
         try:
             output, layout = self._run(engine, batch, trainable, on_backward)
         except TapeRefusal as refusal:

@@ -92,6 +92,11 @@ class Rehearsal:
         """The first pass is done."""
         self._compared = 0
 
+    def refuse_missing(self) -> None:
+        """Raise unless all that came in the first pass came again."""
+        if self._compared != len(self._rehearsed):
+            raise TapeRefusal("the model's backward takes another way when it is gone again")
+
     def take(self, squares: Tensor, parameters: tuple[str, ...]) -> None:
         """The squared norms of one contribution, [n].
 

@@ -83,6 +83,7 @@ class TapeEngine(Engine):
             others=[p for p in self.module.parameters() if p.requires_grad],
             device=batch.device.type,
             rehearse=lambda: self._rehearsal(recorder, (form, recorder.way)),
+            on_rehearsed=lambda: self._known_ways.add((form, recorder.way)),
         )
         return ForwardPass(outputs=outputs, layout=layout, pull_back=way_back)
 
@@ -93,8 +94,6 @@ class TapeEngine(Engine):
         due = self._passes >= REHEARSALS and self._passes.bit_count() == 1
         if recorder.examples < 2 or not (recorder.moves_rows or way not in self._known_ways or due):
             return None
-        if recorder.examples > CROWD:
-            self._known_ways.add(way)  # if it turns out wrong the engine is given up
         half = any(p.dtype == torch.float16 for p in self.module.parameters())
         return Rehearsal(recorder.examples, self._passes, half_precision=half)
 
@@ -184,6 +183,7 @@ class _TapePullBack:
     others: list[Tensor]
     device: str
     rehearse: Callable[[], Rehearsal | None]
+    on_rehearsed: Callable[[], None]
 
     def __call__(self, cotangents: Mapping[int, Tensor]) -> Iterator[TapeGradients]:
         self.go_back(cotangents, alone=True)
@@ -210,17 +210,27 @@ class _TapePullBack:
             return
         recorder.rehearsal = self.rehearse()
         recorder.going_back = True
+        try:
+            self._go_back(outputs, [cotangents[i] for i in used], [self.axes[i] for i in used])
+        finally:
+            recorder.going_back = False
+        if recorder.rehearsal is not None and recorder.examples > CROWD:
+            self.on_rehearsed()
+
+    def _go_back(self, outputs: list[Tensor], cotangents: list[Tensor], axes: list[int | None]) -> None:
+        recorder = self.recorder
         # Parameters are asked for too: one that receives something is used by a way that the recorder does not see. And
         # no `.grad` of theirs may be left behind, also by checkpoints that run a backward of their own.
         with _without_gradients([*self.parameters.values(), *self.others]):
             with torch.autocast(self.device, enabled=False), recorder.again():
                 if recorder.rehearsal is not None:
-                    scaled = [recorder.rehearsal.scaled(cotangents[i], self.axes[i]) for i in used]
+                    scaled = [recorder.rehearsal.scaled(c, axis) for c, axis in zip(cotangents, axes, strict=True)]
                     self._go(outputs, scaled, keep=True)
                     recorder.rehearsal.end()
-                self._go(outputs, [cotangents[i] for i in used], keep=False)
+                self._go(outputs, cotangents, keep=False)
+                if recorder.rehearsal is not None:
+                    recorder.rehearsal.refuse_missing()
             unseen = [name for name, p in self.parameters.items() if p.grad is not None]
-        recorder.going_back = False
         if unseen:
             raise TapeRefusal(f"parameters {unseen} are used in a way that torch's function modes do not see")
 
