@@ -74,6 +74,7 @@ class TapeEngine(Engine):
                 self._plans.pop(next(iter(self._plans)))
             self._plans[form] = survey(self.module, batch, trainable, Plan())
         recorder, leaves = self._recorded(batch, trainable, layout, form)
+        way = (form, recorder.way)  # as it is now: parts that run again in the backward go on with it
         outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         way_back = _TapePullBack(
             recorder=recorder,
@@ -82,8 +83,8 @@ class TapeEngine(Engine):
             parameters=dict(trainable),
             others=[p for p in self.module.parameters() if p.requires_grad],
             device=batch.device.type,
-            rehearse=lambda: self._rehearsal(recorder, (form, recorder.way)),
-            on_rehearsed=lambda: self._known_ways.add((form, recorder.way)),
+            rehearse=lambda: self._rehearsal(recorder, way),
+            on_rehearsed=lambda: self._known_ways.add(way),
         )
         return ForwardPass(outputs=outputs, layout=layout, pull_back=way_back)
 
