@@ -26,17 +26,17 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from accountants import Gaussian
 from dpdl.errors import ParameterError
-from dpdl.noise.normals import LONGEST_CHUNK, UNIT, whole_normals
+from dpdl.noise.normals import LONGEST_CHUNK, UNIT, ChunkDrawer
 from dpdl.secure_random import RandomStream
 from dpdl.types import ClippedSum, NoisyGradient
 
@@ -50,8 +50,8 @@ def gaussian_mechanism(
 ) -> NoisyGradient:
     """Add N(0, (noise_multiplier * sensitivity)^2) to every coordinate of a clipped sum.
 
-    One draw serves all parameters, in the order of their names, so that no two coordinates share
-    noise whatever their shapes. The sum is taken in float64 and rounded to the dtype it came in.
+    One draw serves all parameters, by device, dtype and name, so that no two coordinates share noise whatever their
+    shapes. The sum is taken in float64 and rounded to the dtype it came in.
 
     Args:
         clipped: the sum over one logical batch and its L2 sensitivity.
@@ -75,10 +75,13 @@ def gaussian_mechanism(
     """
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
         raise ParameterError(f"noise_multiplier must be finite and >= 0, got {noise_multiplier}.")
-    _check_promises(clipped, noisy=noise_multiplier > 0)
+    if not clipped.sensitivity > 0 or (noise_multiplier > 0 and math.isinf(clipped.sensitivity)):
+        raise AssertionError(f"the clipped sum's sensitivity is {clipped.sensitivity}, not positive.")
+    rows = _Rows(clipped.tensors)
+    rows.refuse_not_finite()
     event = Gaussian(noise_multiplier)
     if noise_multiplier == 0:
-        return NoisyGradient(tensors=dict(clipped.tensors), event=event)
+        return NoisyGradient(tensors=rows.tensors(), event=event)
 
     std = noise_multiplier * clipped.sensitivity
     if not _STD_RANGE[0] <= std <= _STD_RANGE[1]:
@@ -86,47 +89,82 @@ def gaussian_mechanism(
             f"the noise's standard deviation would be noise_multiplier * sensitivity = {noise_multiplier} * "
             f"{clipped.sensitivity}, outside {_STD_RANGE}. Choose a noise_multiplier and a max_grad_norm nearer 1."
         )
-    noisy = {
-        name: torch.empty_like(total, memory_format=torch.contiguous_format) for name, total in clipped.tensors.items()
-    }
-    names = sorted(noisy)
-    normals = whole_normals(stream, sum(total.numel() for total in noisy.values()), step=step)
-    _add([clipped.tensors[name] for name in names], normals, unit=std * UNIT, out=[noisy[name] for name in names])
-    return NoisyGradient(tensors=noisy, event=event)
+    _add_noise(rows.flat, unit=std * UNIT, stream=stream, step=step)
+    return NoisyGradient(tensors=rows.tensors(), event=event)
 
 
-def _add(totals: list[Tensor], chunks: Iterable[NDArray[np.float64]], *, unit: float, out: list[Tensor]) -> None:
-    """out = unit * (rint(totals / unit) + normals), the totals end to end.
+class _Rows:
+    """Tensors laid end to end in a copy, one row for each device and dtype, by name within it.
 
-    What a chunk covers is collected first, so that the arithmetic is four passes for each chunk and device, and
-    a small tensor, of which models have many, costs two copies.
+    Models have many small tensors; all that follows is done once a row.
     """
-    sources, targets = [_flat(total) for total in totals], [_flat(tensor) for tensor in out]
-    sizes = [total.numel() for total in totals]
-    ends = list(itertools.accumulate(sizes))
-    longest = min(sum(sizes), LONGEST_CHUNK)
-    scratch = {t.device: _flat(torch.zeros(longest, dtype=torch.float64, device=t.device)) for t in out}
 
-    begin = 0
-    for chunk in chunks:
-        length = len(chunk)
-        pieces = list(_overlaps(ends, begin, begin + length))
-        for device, whole in scratch.items():
-            here = [
-                (i, slice(a - ends[i] + sizes[i], b - ends[i] + sizes[i]), slice(a - begin, b - begin))
-                for i, a, b in pieces
-                if totals[i].device == device
-            ]
-            values = whole[:length]
-            for i, of_tensor, of_chunk in here:
-                values[of_chunk] = sources[i][of_tensor]
-            values *= 1 / unit
-            _round(values)
-            values += torch.from_numpy(chunk).to(device) if isinstance(values, Tensor) else chunk
-            values *= unit
-            for i, of_tensor, of_chunk in here:
-                targets[i][of_tensor] = values[of_chunk]
-        begin += length
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if tensor.dtype not in (torch.float32, torch.float64):
+                raise AssertionError(f"the clipped sum of {name} is in {tensor.dtype}; float32 is the least.")
+        names: dict[tuple[str, str], list[str]] = {}
+        for name in sorted(tensors):
+            kind = (str(tensors[name].device), str(tensors[name].dtype))
+            names.setdefault(kind, []).append(name)
+        self._names = [names[kind] for kind in sorted(names)]
+        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self.flat = [torch.cat([tensors[name].detach().reshape(-1) for name in row]) for row in self._names]
+
+    def refuse_not_finite(self) -> None:
+        """Raise AssertionError (under `python -O` too) if noise could not make these numbers private."""
+        if all(_is_finite(flat) for flat in self.flat):
+            return
+        names = [name for name, part in self.tensors().items() if not _is_finite(part)]
+        raise AssertionError(
+            f"the clipped sum of {', '.join(names)} is not finite, so it has no sensitivity. Clipping gives "
+            "a non-finite example weight zero; the sum was changed after it, or has overflowed."
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parts of the rows as they are now, by name, in the shapes that came."""
+        found: dict[str, Tensor] = {}
+        for flat, names in zip(self.flat, self._names, strict=True):
+            parts = flat.split([self._shapes[name].numel() for name in names])
+            found |= {name: part.view(self._shapes[name]) for name, part in zip(names, parts, strict=True)}
+        return found
+
+
+def _add_noise(rows: list[Tensor], *, unit: float, stream: RandomStream, step: int) -> None:
+    """rows = unit * (rint(rows / unit) + normals), in place; the normals run through the rows one after another.
+
+    Chunks are shared out to as many threads as torch uses. They meet once, at the end.
+    """
+    flats = [_flat(row) for row in rows]
+    ends = list(itertools.accumulate(row.numel() for row in rows))
+    count = ends[-1] if ends else 0
+    begins = range(0, count, LONGEST_CHUNK)
+    threads = max(1, min(torch.get_num_threads(), len(begins)))
+
+    def add(begins: Iterable[int]) -> None:
+        drawer = ChunkDrawer(stream, count, step=step)
+        longest = min(count, LONGEST_CHUNK)
+        scratch = {row.device: _flat(torch.zeros(longest, dtype=torch.float64, device=row.device)) for row in rows}
+        for begin in begins:
+            chunk = drawer.draw(begin)
+            for i, first, last in _overlaps(ends, begin, begin + len(chunk)):
+                start = ends[i] - rows[i].numel()
+                part = flats[i][first - start : last - start]
+                normals = chunk[first - begin : last - begin]
+                values = scratch[rows[i].device][: last - first]
+                values[...] = part
+                values *= 1 / unit
+                _round(values)
+                values += torch.from_numpy(normals).to(values.device) if isinstance(values, Tensor) else normals
+                values *= unit
+                part[...] = values
+
+    if threads == 1:
+        add(begins)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(add, begins[first::threads]) for first in range(threads)]:
+            done.result()
 
 
 def _flat(tensor: Tensor) -> Any:
@@ -155,20 +193,6 @@ def _overlaps(ends: Sequence[int], begin: int, stop: int) -> Iterator[tuple[int,
         if ends[i] > begin:
             yield i, begin, min(stop, ends[i])
             begin = ends[i]
-
-
-def _check_promises(clipped: ClippedSum, *, noisy: bool) -> None:
-    """Raise AssertionError (under `python -O` too) if noise could not make this sum private."""
-    if not clipped.sensitivity > 0 or (noisy and math.isinf(clipped.sensitivity)):
-        raise AssertionError(f"the clipped sum's sensitivity is {clipped.sensitivity}, not positive.")
-    for name, total in clipped.tensors.items():
-        if total.dtype not in (torch.float32, torch.float64):
-            raise AssertionError(f"the clipped sum of {name} is in {total.dtype}; float32 is the least.")
-        if not _is_finite(total):
-            raise AssertionError(
-                f"the clipped sum of {name} is not finite, so it has no sensitivity. Clipping gives "
-                "a non-finite example weight zero; the sum was changed after it, or has overflowed."
-            )
 
 
 def _is_finite(total: Tensor) -> bool:

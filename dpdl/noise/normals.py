@@ -72,7 +72,7 @@ from torch import Tensor
 from dpdl.errors import ParameterError
 from dpdl.secure_random import RandomStream
 
-__all__ = ["LONGEST_CHUNK", "MAX_NORMAL", "UNIT", "standard_normals", "whole_normals"]
+__all__ = ["LONGEST_CHUNK", "MAX_NORMAL", "UNIT", "ChunkDrawer", "standard_normals", "whole_normals"]
 
 UNIT = 2.0**-35  # the grid, in standard deviations
 _SMALLEST_SQUARE = 2.0**-400  # added to u^2, which is 0 or at least 2^-318, so that u = 0 has a radius too
@@ -125,15 +125,32 @@ def whole_normals(stream: RandomStream, count: int, *, step: int) -> Iterator[ND
     """
     if count < 0:
         raise ParameterError(f"count must be >= 0, got {count}.")
-    pairs = (count + 1) // 2
-    out = np.empty((2, min(pairs, _CHUNK_PAIRS)))
-    scratch = np.empty((3, min(pairs, _CHUNK_PAIRS)))
-    for begin in range(0, pairs, _CHUNK_PAIRS):
-        length = min(pairs - begin, _CHUNK_PAIRS)
-        words = stream.words(-(-7 * length // 2), message=step, start=7 * begin // 2)
-        chunk = out[:, :length] if length == out.shape[1] else np.empty((2, length))
-        _fill_normals(chunk, words.view(np.int64), scratch[:, :length])
-        yield chunk.reshape(-1)[: count - 2 * begin]
+    drawer = ChunkDrawer(stream, count, step=step)
+    for begin in range(0, count, LONGEST_CHUNK):
+        yield drawer.draw(begin)
+
+
+class ChunkDrawer:
+    """Draws the chunks of `whole_normals`, in any order. One thread may use it; several have one each.
+
+    Args:
+        stream, count, step: as for `standard_normals`.
+    """
+
+    def __init__(self, stream: RandomStream, count: int, *, step: int) -> None:
+        self._stream, self._count, self._step = stream, count, step
+        pairs = min((count + 1) // 2, _CHUNK_PAIRS)
+        self._out = np.empty((2, pairs))
+        self._scratch = np.empty((3, pairs))
+
+    def draw(self, begin: int) -> NDArray[np.float64]:
+        """The chunk from value `begin` on, a multiple of `LONGEST_CHUNK`. **The next one overwrites it.**"""
+        first = begin // 2
+        length = min((self._count + 1) // 2 - first, _CHUNK_PAIRS)
+        words = self._stream.words(-(-7 * length // 2), message=self._step, start=7 * first // 2)
+        chunk = self._out[:, :length] if length == self._out.shape[1] else np.empty((2, length))
+        _fill_normals(chunk, words.view(np.int64), self._scratch[:, :length])
+        return chunk.reshape(-1)[: self._count - begin]
 
 
 def _fill_normals(out: NDArray[np.float64], words: NDArray[np.int64], scratch: NDArray[np.float64]) -> None:

@@ -158,8 +158,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
         for name in self._released.keys() - noisy.tensors.keys():
             parameters[name].grad = None  # frozen since: an old gradient must not be applied again
         self._released.clear()
-        for name, total in noisy.tensors.items():
-            average = total / self.plan.expected_batch_size
+        torch._foreach_div_(list(noisy.tensors.values()), float(self.plan.expected_batch_size))
+        for name, average in noisy.tensors.items():
             parameters[name].grad = self._released[name] = average.to(parameters[name].dtype)
         self._stepping = True
         try:

@@ -27,9 +27,9 @@ def squared_norms(rows: Tensor) -> Tensor:
         [n].
     """
     count, width = rows.shape[0], math.prod(rows.shape[1:])
-    flat = rows.reshape(count, width)
+    flat = rows if rows.ndim == 2 else rows.reshape(count, width)
     whole = width - width % BLOCK
-    total: Tensor = torch.linalg.vector_norm(flat[:, whole:] if whole else flat, dim=1).square()
+    total: Tensor = torch.linalg.vector_norm(flat[:, whole:] if whole else flat, dim=1).square_()
     if whole:
-        total += torch.linalg.vector_norm(flat[:, :whole].unflatten(1, (-1, BLOCK)), dim=2).square().sum(1)
+        total += torch.linalg.vector_norm(flat[:, :whole].unflatten(1, (-1, BLOCK)), dim=2).square_().sum(1)
     return total

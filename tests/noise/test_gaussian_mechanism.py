@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -121,8 +122,26 @@ def test_torch_adds_what_numpy_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(got[name], expected[name]) for name in total)
 
 
-def test_noise_takes_no_array_as_long_as_the_sum() -> None:
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_threads_share_the_chunks_and_change_no_value(threads: Callable[[int], None]) -> None:
+    total = {"a": torch.randn(300_001), "b": torch.randn(100_000, dtype=torch.float64), "c": torch.randn(17)}
+    threads(1)
+    alone = add_noise(total, step=3).tensors
+    threads(3)
+    shared = add_noise(total, step=3).tensors
+    assert all(torch.equal(shared[name], alone[name]) for name in total)
+    assert not torch.equal(alone["a"][:100_000], alone["a"][200_000:300_000])
+
+
+def test_noise_takes_no_array_as_long_as_the_sum(threads: Callable[[int], None]) -> None:
     total = {"weight": torch.zeros(4_000_000)}
+    threads(1)
     tracemalloc.start()  # numpy's arrays; torch's are the result's 16 MB and a chunk's
     try:
         add_noise(total)

@@ -57,7 +57,10 @@ class Arrangement:
     def of_weight(self, tensor: Tensor, leading: int = 0) -> Tensor:
         """`tensor`, [*leading, s, o, i], in the shape of the weight."""
         lead = tensor.shape[:leading]
-        return tensor.reshape(*lead, *self.shape).permute(*range(leading), *(leading + axis for axis in self.order))
+        shaped = tensor.reshape(*lead, *self.shape)
+        if self.order == tuple(range(len(self.order))):
+            return shaped
+        return shaped.permute(*range(leading), *(leading + axis for axis in self.order))
 
 
 def gram_matrices(x: Tensor) -> Tensor:
@@ -126,8 +129,8 @@ class OuterProducts(Contribution):
         if t == 0:
             return self.a.new_zeros(n)
         if t == 1:
-            products = squared_norms(self.a.reshape(n * s, i)) * squared_norms(self.g.reshape(n * s, o))
-            return products.view(n, s).sum(1)
+            products = squared_norms(self.a.reshape(n * s, i)).mul_(squared_norms(self.g.reshape(n * s, o)))
+            return products if s == 1 else products.view(n, s).sum(1)
         if self._keeps_operands or gram_is_cheaper(self._sizes, self._shared.users):
             return self._gram_norms(self.a.reshape(n * s, t, i), self.g.reshape(n * s, t, o)).view(n, s).sum(1)
         self.give_up_operands()
@@ -151,6 +154,9 @@ class OuterProducts(Contribution):
         weights = weights.to(self._dtype)
         if self.a is None or self.g is None:
             total = torch.mv(self._materialized().view(n, -1).t(), weights).view(s, o, i)
+        elif s == t == 1:
+            a, g, factors = self.a.reshape(n, i), self.g.reshape(n, o), weights.unsqueeze(1)
+            total = torch.mm(g.t(), a * factors) if i < o else torch.mm((g * factors).t(), a)
         else:
             a, g, factors = self.a, self.g, weights.view(n, 1, 1, 1)
             a, g = (a * factors, g) if i < o else (a, g * factors)
