@@ -71,7 +71,7 @@ def steps(kind: Kind, shape: Shape) -> dict[str, Step]:
             training=True,
             bidirectional=False,
             batch_first=True,
-            on_products=lambda position, a, g: None,
+            on_products=lambda products: None,
         )[0]
 
     return {

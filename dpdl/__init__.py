@@ -4,9 +4,11 @@ plan = dpdl.PrivacyPlan.for_loader(loader, epochs=20, epsilon=3.0, delta=1e-5, m
 model, optimizer, loader = dpdl.make_private(model, optimizer, loader, plan)
 """
 
+from dpdl.budget import Budget
 from dpdl.checkpoint import load_checkpoint, save_checkpoint
 from dpdl.execution import Execution
 from dpdl.ledger import Ledger
+from dpdl.ledger_file import LedgerFile
 from dpdl.loader import PrivateLoader
 from dpdl.model import PrivateModel
 from dpdl.optim import PrivateOptimizer
@@ -14,19 +16,26 @@ from dpdl.per_sample import clipped_sum, per_sample_gradients, per_sample_norms
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport
 from dpdl.private import Private, make_private
-from dpdl.validation import check
+from dpdl.validation import check, fix, fix_report
+from dpdl.watchdog import Spending, Watchdog
 
 __all__ = [
+    "Budget",
     "Execution",
     "Ledger",
+    "LedgerFile",
     "PrivacyPlan",
     "PrivacyReport",
     "Private",
     "PrivateLoader",
     "PrivateModel",
     "PrivateOptimizer",
+    "Spending",
+    "Watchdog",
     "check",
     "clipped_sum",
+    "fix",
+    "fix_report",
     "load_checkpoint",
     "make_private",
     "per_sample_gradients",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_flatten, tree_map
 
+from dpdl.checkpoint_format import read_tree, write_tree
 from dpdl.errors import CheckpointError
 from dpdl.model import PrivateModel
 from dpdl.optim import PrivateOptimizer
@@ -36,8 +36,9 @@ def save_checkpoint(
 
     A logical batch that is half done is not saved: nothing of it was released, and it is drawn again.
 
-    The file reads with `torch.load(path, weights_only=True)`. It holds no noise key: whoever has it cannot
-    subtract noise. It is as private as the weights are, which is what the report says.
+    The file reads with `torch.load(path, weights_only=True)`, or, if its name ends in ".safetensors", is in that format
+    (`pip install dpdl[safetensors]`). It holds no noise key: whoever has it cannot subtract noise. It is as private as
+    the weights are, which is what the report says.
 
     Args:
         path: where to. A file that is there is replaced.
@@ -46,7 +47,7 @@ def save_checkpoint(
         extra: plain values and tensors of your own.
 
     Raises:
-        CheckpointError: `extra` holds more than plain values and tensors.
+        CheckpointError: `extra` holds more than plain values and tensors, or safetensors is not installed.
     """
     state = {
         "model": model.state_dict(),
@@ -56,12 +57,12 @@ def save_checkpoint(
     }
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"schema": _SCHEMA, "sha256": _digest(state), **state}, file)
-            file.flush()
+        write_tree({"schema": _SCHEMA, "sha256": _digest(state), **state}, Path(temporary), named=target)
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        _read(temporary)
+        _read(temporary, named=target)
         os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
@@ -89,7 +90,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: the file is missing, damaged, or of another plan or model; nothing was changed.
     """
-    state = _read(path)
+    state = _read(path, named=Path(path))
     if (scheduler is None) != (state["scheduler"] is None):
         raise CheckpointError(
             f"The checkpoint was saved {'without' if state['scheduler'] is None else 'with'} a scheduler. "
@@ -107,17 +108,9 @@ def load_checkpoint(
     return extra
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _read(path: str | os.PathLike[str], *, named: Path) -> dict[str, Any]:
     """The saved state, if it is whole."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no checkpoint at {path}.") from error
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, LookupError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"The checkpoint {path} cannot be read: it is damaged, something else, or holds more than plain values "
-            f"and tensors ({type(error).__name__})."
-        ) from error
+    state = read_tree(path, named=named)
     parts: dict[str, type | tuple[type, ...]] = {
         "model": dict,
         "optimizer": dict,

@@ -10,6 +10,8 @@
     ├── LoaderError                       the data loader cannot be sampled as the plan says
     ├── StepError                         a call out of order: no batch, no backward, another batch
     │   └── PlanExhaustedError            the plan's steps are all taken
+    ├── BudgetExceededError               a release would spend more than the ledger's budget
+    ├── LedgerError                       a ledger file is damaged, another data set's, or under another budget
     ├── WrapError                         these objects cannot be made private (again)
     ├── CheckpointError                   a saved state is damaged or belongs to another plan
     └── DataError                         input files are missing or broken
@@ -24,10 +26,12 @@ from __future__ import annotations
 from accountants.errors import ParameterError, PrivacyError, UnsupportedEventError
 
 __all__ = [
+    "BudgetExceededError",
     "CheckpointError",
     "DataError",
     "EngineMismatchError",
     "ExampleMixingError",
+    "LedgerError",
     "LoaderError",
     "LossError",
     "ModelError",
@@ -35,6 +39,7 @@ __all__ = [
     "PlanExhaustedError",
     "PrivacyError",
     "PrivacyWarning",
+    "ProcessGroupError",
     "StepError",
     "UnsupportedEventError",
     "WrapError",
@@ -69,8 +74,20 @@ class PlanExhaustedError(StepError):
     """All steps of the plan are taken; one more would spend privacy nobody planned."""
 
 
+class BudgetExceededError(PrivacyError):
+    """A release would bring the ledger beyond its budget. It has not happened, and nothing was recorded."""
+
+
+class LedgerError(PrivacyError):
+    """A ledger file is damaged, of another data set, or was made under a stricter budget or another relation."""
+
+
 class WrapError(PrivacyError):
     """These objects cannot be made private: wrapped already, or not of a kind that can be."""
+
+
+class ProcessGroupError(PrivacyError):
+    """Another process of a data-parallel run has ended, or does not answer."""
 
 
 class CheckpointError(PrivacyError):

@@ -40,6 +40,8 @@ class Execution:
         loss_reduction: how the training loop's loss combines examples: "mean" or "sum".
         chunk_size: examples whose per-sample gradients `vmap` holds at once. None: chosen from the
             number of parameters.
+        data_parallel: where `torch.distributed` runs several processes, they train one model together, each on
+            its share of every batch. False: this process trains on its own.
         insecure_seed: a seed that makes noise and sampling reproducible. Whoever knows it can
             subtract the noise: for research and tests only.
 
@@ -54,6 +56,7 @@ class Execution:
     compile: bool = False
     loss_reduction: LossReduction = "mean"
     chunk_size: int | None = None
+    data_parallel: bool = True
     insecure_seed: int | None = None
 
     def __post_init__(self) -> None:

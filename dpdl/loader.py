@@ -31,6 +31,7 @@ class PrivateLoader:
         max_physical_batch_size: the most examples in a part; None for no limit.
         turns: told of each part before it is handed out.
         run: knows which step is next.
+        share: which of a step's examples this process takes.
         begin_batch: given each batch and its size before it is handed out; returns what is handed out.
     """
 
@@ -43,6 +44,7 @@ class PrivateLoader:
         max_physical_batch_size: int | None,
         turns: Turns,
         run: RunState,
+        share: slice,
         begin_batch: Callable[[Any, int], Any],
     ) -> None:
         self._loader = loader
@@ -51,6 +53,7 @@ class PrivateLoader:
         self._max_physical_batch_size = max_physical_batch_size
         self._turns = turns
         self._run = run
+        self._share = share
         self._begin_batch = begin_batch
         self._resuming = False
         self._passes = 0
@@ -76,7 +79,7 @@ class PrivateLoader:
             PlanExhaustedError: the plan has no step left.
             StepError (while iterating): a batch was not followed by `optimizer.step()`.
         """
-        first = self._run.ledger.releases
+        first = self._run.steps_taken
         left = self._plan.steps - first
         if left <= 0:
             raise PlanExhaustedError(
@@ -93,9 +96,9 @@ class PrivateLoader:
 
     def _batches(self, steps: range, this_pass: int) -> Iterator[Any]:
         sampler = PoissonSampler(len(self.dataset), self._plan.sample_rate, self._run.sampling)
-        source = PhysicalBatches(self._loader, sampler, max_physical_batch_size=self._max_physical_batch_size).of_steps(
-            steps
-        )
+        source = PhysicalBatches(
+            self._loader, sampler, max_physical_batch_size=self._max_physical_batch_size, share=self._share
+        ).of_steps(steps)
         for batch, size, last in source:
             if self._passes != this_pass:
                 raise StepError(

@@ -33,6 +33,7 @@ class PrivacyReport:
         assumptions: what must hold outside of this library for the claim to hold.
         notes: what a reader should know of this run.
         versions: libraries that computed it.
+        dataset_epsilon: upper bound at `delta` for all runs in the ledger that this one shares; None if it shares none.
     """
 
     epsilon: float
@@ -53,6 +54,7 @@ class PrivacyReport:
     assumptions: tuple[str, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
+    dataset_epsilon: float | None = None
 
     def __str__(self) -> str:
         if math.isinf(self.epsilon):

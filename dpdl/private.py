@@ -12,19 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from accountants import NeighboringRelation
 from dpdl.clipping import flat_weights
 from dpdl.errors import LoaderError, ModelError, WrapError
 from dpdl.execution import Execution
+from dpdl.ledger import Ledger
+from dpdl.ledger_file import LedgerFile
 from dpdl.loader import PrivateLoader
 from dpdl.model import PrivateModel
 from dpdl.optim import PrivateOptimizer
 from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
 from dpdl.per_sample.runner import PerSampleRunner
 from dpdl.plan import BATCH_SIZE_TOLERANCE, PrivacyPlan
-from dpdl.run_state import RunState
+from dpdl.ranks import Ranks
+from dpdl.run_state import RunState, new_run_id
 from dpdl.secure_random import RandomStream
 from dpdl.turns import Turns
 from dpdl.uniform_loader import uniform_loader_sizes
+from dpdl.watchdog import Watchdog
 
 __all__ = ["Private", "make_private"]
 
@@ -47,6 +52,9 @@ def make_private(
     plan: PrivacyPlan,
     *,
     execution: Execution | None = None,
+    ledger: Ledger | LedgerFile | None = None,
+    run_name: str | None = None,
+    watchdog: Watchdog | None = None,
 ) -> Private:
     """Couple a model, its optimizer and a loader into a run that carries out `plan`, and nothing else.
 
@@ -58,6 +66,10 @@ def make_private(
         loader: an ordinary `DataLoader` over the private data; its sampler is replaced by Poisson sampling.
         plan: the guarantee.
         execution: speed and memory.
+        ledger: where the dataset's releases add up, if this run is not the only one or there is a budget. Each step
+            is recorded there before it is taken, and refused if it would overspend.
+        run_name: what to call this run in it.
+        watchdog: told after each step; it reports, saves and stops.
 
     Returns:
         (model, optimizer, loader).
@@ -70,9 +82,11 @@ def make_private(
         ModelError: batch normalisation in training mode, or nothing to train.
         LoaderError: the loader does not treat examples alike, or is not the plan's.
         WrapError: an object is private already, or of a kind that cannot be.
+        LedgerError: the ledger is of another neighbouring relation.
     """
     execution = execution or Execution()
     _refuse_wrong_types(model, optimizer, loader, plan)
+    _refuse_wrong_extras(ledger, watchdog)
     _refuse_used_objects(model, optimizer)
     _refuse_models_that_cannot(model)
     _refuse_several_devices(model)
@@ -83,9 +97,13 @@ def make_private(
     steps_per_pass = _steps_per_pass(loader, plan)
 
     plan = replace(plan, dataset_size=len(loader.dataset))  # type: ignore[arg-type]  # known to be sized by now
+    ranks = Ranks.of_this_run() if execution.data_parallel else Ranks()
+    ranks.refuse_differences(_what_ranks_share(model, optimizer, plan, execution))
+    ranks.same_start(model)
     seed = execution.insecure_seed
-    randomness = RandomStream.from_os() if seed is None else RandomStream.from_insecure_seed(seed)
-    run = RunState(plan, randomness=randomness)
+    randomness = RandomStream(ranks.shared_key()) if seed is None else RandomStream.from_insecure_seed(seed)
+    own = Ledger(relation=NeighboringRelation(plan.relation), within=ledger, run=new_run_id(run_name))
+    run = RunState(plan, randomness=randomness, ledger=own)
     turns = Turns(clip=partial(flat_weights, max_grad_norm=plan.max_grad_norm), sensitivity=plan.max_grad_norm)
     runner = PerSampleRunner(model, execution)
     private_loader = PrivateLoader(
@@ -95,6 +113,7 @@ def make_private(
         max_physical_batch_size=execution.max_physical_batch_size,
         turns=turns,
         run=run,
+        share=ranks.share,
         begin_batch=runner.begin_batch,
     )
     private_optimizer = PrivateOptimizer(
@@ -103,6 +122,7 @@ def make_private(
         plan=plan,
         turns=turns,
         run=run,
+        ranks=ranks,
         accumulate_dtype=execution.accumulate_dtype,
         notes=lambda: runner.notes,
         on_load=private_loader.resume_pass,
@@ -111,7 +131,23 @@ def make_private(
     _private_objects.add(model)
     _private_objects.add(optimizer)
     _private_parameters.update({id(p): p for p in private_optimizer.trainable().values()})
-    return Private(private_model, private_optimizer, private_loader)
+    private = Private(private_model, private_optimizer, private_loader)
+    if watchdog is not None:
+        watchdog.attach(private_model, private_optimizer)
+    return private
+
+
+def _what_ranks_share(
+    model: nn.Module, optimizer: torch.optim.Optimizer, plan: PrivacyPlan, execution: Execution
+) -> dict[str, Any]:
+    """What must be the same for all ranks of a data-parallel run, besides the data."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return {
+        "plan": plan.to_json(),
+        "execution": str(replace(execution, max_physical_batch_size=None, chunk_size=None, engine="auto")),
+        "model": [(name, str(p.dtype), list(p.shape), id(p) in held) for name, p in model.named_parameters()],
+        "optimizer": type(optimizer).__name__,
+    }
 
 
 def _refuse_wrong_types(model: object, optimizer: object, loader: object, plan: object) -> None:
@@ -127,6 +163,13 @@ def _refuse_wrong_types(model: object, optimizer: object, loader: object, plan: 
             )
     if isinstance(loader, PrivateLoader):
         raise WrapError("The loader is private already. Pass the DataLoader that it was made from.")
+
+
+def _refuse_wrong_extras(ledger: object, watchdog: object) -> None:
+    if ledger is not None and not isinstance(ledger, (Ledger, LedgerFile)):
+        raise WrapError(f"ledger must be a Ledger or a LedgerFile, got {type(ledger).__name__}. Give LedgerFile(path).")
+    if watchdog is not None and not isinstance(watchdog, Watchdog):
+        raise WrapError(f"watchdog must be a Watchdog, got {type(watchdog).__name__}.")
 
 
 def _refuse_used_objects(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -162,6 +205,12 @@ def _refuse_models_that_cannot(model: nn.Module) -> None:
                 raise ModelError(
                     f"Parameter '{name}' of {where} ({type(child).__name__}) has no shape yet. Run the model once on a "
                     "batch that is not private, then build the optimizer."
+                )
+            if hasattr(p, "device_mesh"):  # a DTensor; importing it to ask would take most of a second
+                raise ModelError(
+                    f"Parameter '{name}' of {where} is sharded over processes (fully_shard, tensor parallelism), whose "
+                    "per-example gradients this version cannot compute. Pass the plain module: in a process group "
+                    "make_private trains it data-parallel."
                 )
             if p.is_complex() or p.is_sparse:
                 raise ModelError(

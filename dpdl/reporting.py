@@ -9,9 +9,10 @@ import numpy
 import scipy
 import torch
 
-from dpdl.ledger import Ledger
+from dpdl.ledger import Account, Ledger
 from dpdl.plan import PrivacyPlan
-from dpdl.privacy_report import PrivacyReport
+from dpdl.privacy_report import PrivacyReport, rounded_up, shown_delta
+from dpdl.run_state import STEP
 
 __all__ = ["report_of"]
 
@@ -34,7 +35,7 @@ def report_of(
 
     Args:
         plan: what the run is held to.
-        ledger: what has happened.
+        ledger: what has happened; it may lie within the dataset's.
         delta: in (0, 1).
         secure: whether randomness came from keys that nobody knows.
         notes: further remarks, without a full stop.
@@ -46,6 +47,14 @@ def report_of(
             "holds only against those who do not",
             *notes,
         )
+    if others := [entry for entry in ledger.entries if entry.label != STEP]:
+        listed = ", ".join(f"{entry.count} x {entry.event} ({entry.label})" for entry in others)
+        notes = (*notes, f"epsilon includes what was released besides steps: {listed}")
+    account = ledger.within
+    of_all = None if account is None else account.interval(delta).upper
+    if account is not None:
+        assert of_all is not None
+        notes = (*notes, _of_all_runs(account, of_all, delta))
     return PrivacyReport(
         epsilon=bounds.upper,
         epsilon_lower=bounds.lower,
@@ -58,7 +67,7 @@ def report_of(
             "on the sum of per-example gradients"
         ),
         accountant="PRV (numerical privacy-loss distribution, certified upper and lower bound)",
-        steps=ledger.releases,
+        steps=ledger.count(STEP),
         planned_steps=plan.steps,
         sample_rate=plan.sample_rate,
         noise_multiplier=plan.noise_multiplier,
@@ -74,4 +83,16 @@ def report_of(
             "scipy": scipy.__version__,
             "python": platform.python_version(),
         },
+        dataset_epsilon=of_all,
     )
+
+
+def _of_all_runs(account: Account, epsilon: float, delta: float) -> str:
+    """What the dataset's ledger says altogether."""
+    count = len(account.runs)
+    runs = f"{account.name} has {count} run{'' if count == 1 else 's'} on this data"
+    budget = account.budget
+    if budget is not None and budget.adaptive:
+        return f"{runs}, chosen by looking at earlier ones: the claim of all together is the budget, {budget}"
+    spent = f"{runs}, which together spent epsilon <= {rounded_up(epsilon)} at delta = {shown_delta(delta)}"
+    return spent if budget is None else f"{spent} of a budget of {budget}"

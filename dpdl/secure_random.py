@@ -86,7 +86,12 @@ class RandomStream:
     @classmethod
     def from_os(cls) -> RandomStream:
         """A stream with a fresh 256-bit key from the operating system."""
-        return cls(os.urandom(_KEY_BYTES))
+        return cls(cls.fresh_key())
+
+    @staticmethod
+    def fresh_key() -> bytes:
+        """A key from the operating system, for `RandomStream(key)` in several processes of one run."""
+        return os.urandom(_KEY_BYTES)
 
     @classmethod
     def from_insecure_seed(cls, seed: int) -> RandomStream:

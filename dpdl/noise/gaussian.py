@@ -26,7 +26,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,6 +36,7 @@ from torch import Tensor
 
 from accountants import Gaussian
 from dpdl.errors import ParameterError
+from dpdl.flat_rows import FlatRows
 from dpdl.noise.normals import LONGEST_CHUNK, UNIT, ChunkDrawer
 from dpdl.secure_random import RandomStream
 from dpdl.types import ClippedSum, NoisyGradient
@@ -77,11 +78,11 @@ def gaussian_mechanism(
         raise ParameterError(f"noise_multiplier must be finite and >= 0, got {noise_multiplier}.")
     if not clipped.sensitivity > 0 or (noise_multiplier > 0 and math.isinf(clipped.sensitivity)):
         raise AssertionError(f"the clipped sum's sensitivity is {clipped.sensitivity}, not positive.")
-    rows = _Rows(clipped.tensors)
-    rows.refuse_not_finite()
+    flat = FlatRows(clipped.tensors)
+    _refuse_what_has_no_sensitivity(clipped, flat)
     event = Gaussian(noise_multiplier)
     if noise_multiplier == 0:
-        return NoisyGradient(tensors=rows.tensors(), event=event)
+        return NoisyGradient(tensors=flat.tensors(), event=event)
 
     std = noise_multiplier * clipped.sensitivity
     if not _STD_RANGE[0] <= std <= _STD_RANGE[1]:
@@ -89,45 +90,22 @@ def gaussian_mechanism(
             f"the noise's standard deviation would be noise_multiplier * sensitivity = {noise_multiplier} * "
             f"{clipped.sensitivity}, outside {_STD_RANGE}. Choose a noise_multiplier and a max_grad_norm nearer 1."
         )
-    _add_noise(rows.flat, unit=std * UNIT, stream=stream, step=step)
-    return NoisyGradient(tensors=rows.tensors(), event=event)
+    _add_noise(flat.rows, unit=std * UNIT, stream=stream, step=step)
+    return NoisyGradient(tensors=flat.tensors(), event=event)
 
 
-class _Rows:
-    """Tensors laid end to end in a copy, one row for each device and dtype, by name within it.
-
-    Models have many small tensors; all that follows is done once a row.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            if tensor.dtype not in (torch.float32, torch.float64):
-                raise AssertionError(f"the clipped sum of {name} is in {tensor.dtype}; float32 is the least.")
-        names: dict[tuple[str, str], list[str]] = {}
-        for name in sorted(tensors):
-            kind = (str(tensors[name].device), str(tensors[name].dtype))
-            names.setdefault(kind, []).append(name)
-        self._names = [names[kind] for kind in sorted(names)]
-        self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        self.flat = [torch.cat([tensors[name].detach().reshape(-1) for name in row]) for row in self._names]
-
-    def refuse_not_finite(self) -> None:
-        """Raise AssertionError (under `python -O` too) if noise could not make these numbers private."""
-        if all(_is_finite(flat) for flat in self.flat):
-            return
-        names = [name for name, part in self.tensors().items() if not _is_finite(part)]
-        raise AssertionError(
-            f"the clipped sum of {', '.join(names)} is not finite, so it has no sensitivity. Clipping gives "
-            "a non-finite example weight zero; the sum was changed after it, or has overflowed."
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Parts of the rows as they are now, by name, in the shapes that came."""
-        found: dict[str, Tensor] = {}
-        for flat, names in zip(self.flat, self._names, strict=True):
-            parts = flat.split([self._shapes[name].numel() for name in names])
-            found |= {name: part.view(self._shapes[name]) for name, part in zip(names, parts, strict=True)}
-        return found
+def _refuse_what_has_no_sensitivity(clipped: ClippedSum, flat: FlatRows) -> None:
+    """Raise AssertionError (under `python -O` too) if noise could not make these numbers private."""
+    for name, tensor in clipped.tensors.items():
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise AssertionError(f"the clipped sum of {name} is in {tensor.dtype}; float32 is the least.")
+    if all(_is_finite(row) for row in flat.rows):
+        return
+    names = [name for name, part in flat.tensors().items() if not _is_finite(part)]
+    raise AssertionError(
+        f"the clipped sum of {', '.join(names)} is not finite, so it has no sensitivity. Clipping gives "
+        "a non-finite example weight zero; the sum was changed after it, or has overflowed."
+    )
 
 
 def _add_noise(rows: list[Tensor], *, unit: float, stream: RandomStream, step: int) -> None:

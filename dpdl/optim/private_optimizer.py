@@ -13,17 +13,19 @@ from typing import Any, SupportsIndex, overload
 import torch
 from torch import Tensor, nn
 
-from dpdl.errors import CheckpointError, ParameterError, PlanExhaustedError, StepError, WrapError
+from accountants import Gaussian
+from dpdl.errors import CheckpointError, ParameterError, StepError, WrapError
 from dpdl.ledger import Ledger
 from dpdl.noise.gaussian import gaussian_mechanism
 from dpdl.optim.loss_scale import LossScale
 from dpdl.per_sample.engine import accumulation_dtype
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport
+from dpdl.ranks import Ranks
 from dpdl.reporting import report_of
 from dpdl.run_state import RunState
 from dpdl.turns import Turns
-from dpdl.types import ClippedSum
+from dpdl.types import ClippedSum, NoisyGradient
 
 __all__ = ["Diagnostics", "PrivateOptimizer"]
 
@@ -62,6 +64,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         plan: what the run is held to.
         turns: brings the clipped sums.
         run: ledger, random streams and position.
+        ranks: the processes that train together.
         accumulate_dtype: the least precise dtype of sums and noise.
         notes: what the report should say besides.
         on_load: called after a saved state was loaded.
@@ -77,6 +80,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         plan: PrivacyPlan,
         turns: Turns,
         run: RunState,
+        ranks: Ranks,
         accumulate_dtype: torch.dtype,
         notes: Callable[[], list[str]],
         on_load: Callable[[], None],
@@ -90,6 +94,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         self._model = model
         self._turns = turns
         self._run = run
+        self._ranks = ranks
         self._accumulate_dtype = accumulate_dtype
         self._notes = notes
         self._on_load = on_load
@@ -121,6 +126,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         Raises:
             StepError: no batch is open, its backward is missing, or gradients came from elsewhere.
             PlanExhaustedError: the plan has no step left.
+            BudgetExceededError: the ledger's budget has no room for one more.
         """
         try:
             return self._step(closure)
@@ -138,10 +144,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         self._turns.refuse_unready()
         self._refuse_unknown_parameters()
         self._refuse_foreign_gradients()
-        if self._run.ledger.releases >= self.plan.steps:
-            raise PlanExhaustedError(
-                f"The plan's {self.plan.steps} steps are taken. Make a plan with more steps before training."
-            )
+        self._run.refuse_overspending()
         clipped = self._turns.close(loss_scale=self._loss_scale.taken(getattr(self, "grad_scale", None)))
         self._loss_scale.unmark()
         if clipped is not None:
@@ -149,11 +152,16 @@ class PrivateOptimizer(torch.optim.Optimizer):
         return loss
 
     def _release(self, clipped: ClippedSum) -> None:
+        clipped = self._ranks.total(self._with_unused(clipped))
         step = self._run.next_step()  # recorded as spent before anything leaves
         self._count(clipped)
-        noisy = gaussian_mechanism(
-            self._with_unused(clipped), noise_multiplier=self.plan.noise_multiplier, stream=self._run.noise, step=step
-        )
+        if self._ranks.is_first:
+            noisy = gaussian_mechanism(
+                clipped, noise_multiplier=self.plan.noise_multiplier, stream=self._run.noise, step=step
+            )
+        else:
+            noisy = NoisyGradient(tensors=clipped.tensors, event=Gaussian(self.plan.noise_multiplier))
+        noisy = self._ranks.from_first(noisy)
         parameters = dict(self._model.named_parameters())
         for name in self._released.keys() - noisy.tensors.keys():
             parameters[name].grad = None  # frozen since: an old gradient must not be applied again
@@ -266,8 +274,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
 
     @property
     def steps_taken(self) -> int:
-        """Noisy releases so far."""
-        return self._run.ledger.releases
+        """Training steps released so far."""
+        return self._run.steps_taken
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on the epsilon spent so far at `delta`; 0.0 before the first step."""
@@ -331,10 +339,13 @@ class PrivateOptimizer(torch.optim.Optimizer):
                 "Resume with the saved plan."
             )
         run = RunState.from_state_dict(private, plan=self.plan)
+        self._run.refuse_resuming(run)
         self._refuse_other_optimizer(state, private.get("optimizer"))
         notes = private.get("notes")
         if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
             raise CheckpointError("The saved run is damaged: it has no notes.")
+        if run.secure:
+            run.take_key(self._ranks.shared_key())
         # From here on nothing is refused.
         self.inner.load_state_dict(state)
         self._share_inner_state()

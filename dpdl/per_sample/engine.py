@@ -24,6 +24,7 @@ from dpdl.errors import ModelError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.materialized import MaterializedGradients, accumulation_dtype
+from dpdl.per_sample.module_state import EmptyPlaces
 
 __all__ = ["Engine", "ForwardPass", "FrozenCall", "PerSampleGradients", "PullBack", "accumulation_dtype", "form_of"]
 
@@ -180,6 +181,8 @@ class FrozenCall:
             if tensor is not None
         ]
         self._modes = [(child, child.training) for child in module.modules()]
+        self._empty = EmptyPlaces(module)
+        self._replaced: list[str] = []
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: ExampleBatch) -> Any:
         """The module's output; where parameters were copied, the copies stand for those handed in."""
@@ -203,6 +206,10 @@ class FrozenCall:
                 registry[key] = values[name]
             yield
         finally:
+            for registry, key, name in self._places:
+                if registry.get(key) is not values[name]:
+                    self._replaced.append(name)
+            self._replaced += self._empty.cleared()
             for registry, key, tensor in before:
                 registry[key] = tensor
 
@@ -227,7 +234,7 @@ class FrozenCall:
                 for name, copy in {**self.fixed, **self.buffers}.items()
                 if name not in written and not _same(copy.detach(), self._originals[name].detach())
             ]
-        return written
+        return list(dict.fromkeys(written + self._replaced))
 
     def refuse_written_state(self) -> None:
         """Raise if a forward wrote to the module's state."""
@@ -241,7 +248,8 @@ def refuse_written(names: list[str]) -> None:
             f"The model's forward writes to its buffers or parameters {names}. State that is updated from "
             "private data leaves through the saved model without noise. Freeze the modules that own it "
             "(module.eval(), track_running_stats=False, max_norm=None), or replace them, e.g. BatchNorm by "
-            "GroupNorm."
+            "GroupNorm. Buffers are as they were; parameters among these hold what was written, and have to be loaded "
+            "again before the model is used or saved."
         )
 
 

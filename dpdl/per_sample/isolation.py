@@ -6,7 +6,6 @@ numbers too). Whatever changes for the other examples has crossed over. No list 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from dpdl.errors import ExampleMixingError
 from dpdl.per_sample.batch import ExampleBatch
+from dpdl.per_sample.compiled import refuse_compiled
 from dpdl.per_sample.engine import FrozenCall, is_differentiable
 from dpdl.per_sample.randomness import RandomState
 
@@ -94,6 +94,7 @@ def find_mixing(module: nn.Module, batch: ExampleBatch) -> list[Finding]:
     Returns:
         Findings, innermost module first; an empty list if the examples stay apart.
     """
+    refuse_compiled(module)
     rows = batch.rows(slice(0, EXAMPLES)) if batch.size > 1 else _with_a_neighbour(batch)
     longer = rows.with_row_leaves(tuple(torch.cat([r, r[:1]]) for r in rows.row_leaves), size=rows.size + 1)
     state = RandomState(batch.device)
@@ -122,9 +123,15 @@ def find_mixing_in_a_crowd(module: nn.Module, batch: ExampleBatch) -> list[Findi
     state, position = RandomState(batch.device), batch.size // 2
     frozen = FrozenCall(module, {}, copy_parameters=True)
     outputs = []
-    for rows in (batch, batch, with_one_exchanged(batch, position)):
+    rows = batch.copy()
+    versions = [leaf._version for leaf in rows.row_leaves]
+    for exchange in (False, False, True):
+        if [leaf._version for leaf in rows.row_leaves] != versions:
+            rows = batch.copy()  # the model works in place on its input
+        if exchange:
+            _exchange(rows, position)
         with torch.enable_grad(), state.replayed():
-            outputs.append([t.detach() for t in tree_leaves(frozen({}, rows.copy())) if isinstance(t, Tensor)])
+            outputs.append([t.detach() for t in tree_leaves(frozen({}, rows)) if isinstance(t, Tensor)])
     written = frozen.written_state()
     if written:
         return [_state_finding(module, name) for name in written]
@@ -162,19 +169,10 @@ class _Watched:
 
 def _watched_run(module: nn.Module, rows: ExampleBatch, state: RandomState) -> _Watched:
     calls: list[_Call] = []
-    replaced: list[str] = []
     frozen = FrozenCall(module, {}, copy_parameters=True)
-
-    def note_replaced(root: nn.Module, inputs: Any, output: Any) -> None:
-        replaced.extend(name for name, buffer in root.named_buffers() if buffer is not frozen.buffers.get(name))
-
-    handle = module.register_forward_hook(note_replaced)
-    try:
-        with _watching(module, calls), torch.enable_grad(), state.replayed():
-            outputs = _copies(frozen({}, rows.copy()))
-    finally:
-        handle.remove()
-    return _Watched(calls=calls, outputs=outputs, written=[*frozen.written_state(), *replaced])
+    with _watching(module, calls), torch.enable_grad(), state.replayed():
+        outputs = _copies(frozen({}, rows.copy()))
+    return _Watched(calls=calls, outputs=outputs, written=frozen.written_state())
 
 
 def _culprits(base: _Watched, other: _Watched, more: _Watched, *, size: int, kept: slice, exact: bool) -> list[str]:
@@ -255,13 +253,17 @@ def _differs(a: Tensor, b: Tensor, *, exact: bool) -> bool:
 
 def with_one_exchanged(rows: ExampleBatch, position: int) -> ExampleBatch:
     """The same examples, but the one at `position` is another: a neighbour's values, turned and stretched."""
+    exchanged = rows.copy()
+    _exchange(exchanged, position)
+    return exchanged
+
+
+def _exchange(rows: ExampleBatch, position: int) -> None:
+    """Put another example in place of the one at `position`, into the same tensors."""
     leaves = rows.row_leaves
     others = _another([leaf[0 if position else 1] for leaf in leaves], instead_of=[leaf[position] for leaf in leaves])
-    exchanged = tuple(
-        torch.cat([leaf[:position], other.unsqueeze(0), leaf[position + 1 :]])
-        for leaf, other in zip(leaves, others, strict=True)
-    )
-    return rows.with_row_leaves(exchanged, size=rows.size)
+    for leaf, other in zip(leaves, others, strict=True):
+        leaf[position] = other
 
 
 def _with_a_neighbour(single: ExampleBatch) -> ExampleBatch:
@@ -301,7 +303,7 @@ def _mixing_finding(module: nn.Module, name: str) -> Finding:
 def _state_finding(module: nn.Module, name: str) -> Finding:
     owner, _, short = name.rpartition(".")
     child = module.get_submodule(owner)
-    what = "buffer" if short in child._buffers else "parameter"
+    what = "parameter" if short in child._parameters else "buffer"  # which may be there no longer
     return Finding(
         module=owner,
         type_name=type(child).__name__,
@@ -314,8 +316,8 @@ def _state_finding(module: nn.Module, name: str) -> Finding:
 def _remedy(child: nn.Module) -> str:
     if isinstance(child, BATCH_NORMS):
         return (
-            f"Use nn.GroupNorm({math.gcd(32, child.num_features)}, {child.num_features}), or freeze it: "
-            "keep it in eval() and its parameters out of the optimizer."
+            "Replace it by a normalisation of each example's own, such as nn.GroupNorm: dpdl.fix(model) does. Or "
+            "freeze it: keep it in eval() and its parameters out of the optimizer."
         )
     if isinstance(child, nn.modules.instancenorm._InstanceNorm):
         return "Set track_running_stats=False."

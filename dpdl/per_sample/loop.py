@@ -68,8 +68,9 @@ class _LoopPullBack:
                 torch.autograd.backward([output for output, _ in pairs], [cotangent for _, cotangent in pairs])
         found = {}
         for name, leaf in self.leaves.items():
-            gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            found[name] = gradient.detach().unsqueeze(0)
+            gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.detach()
+            # Lookups may give the rows that they have used; norms are of all rows.
+            found[name] = (gradient.to_dense() if gradient.is_sparse else gradient).unsqueeze(0)
             leaf.grad = None
         return found
 

@@ -7,7 +7,7 @@ examples (a contrastive term, a mean weighted by class, a mean over the batch's 
 outputs may come from several forward passes over the batch.
 
 What a loss takes from the batch as Python numbers (`len(y)`, `mask.sum().item()`) is not marked, so it is
-read in several ways (`_Reading`). A relation that holds in any reading is possible; a mean is believed
+read in several ways (`Reading`). A relation that holds in any reading is possible; a mean is believed
 before a sum, because only a number that follows the batch can make a sum look like a mean.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -24,83 +24,40 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dpdl.errors import LossError
 from dpdl.execution import LossReduction
+from dpdl.per_sample.loss_reading import READINGS, READINGS_OF_SEVERAL, Reading
+from dpdl.per_sample.loss_relation import Verdict, relation_of
 from dpdl.per_sample.randomness import isolated_randomness
 
 __all__ = ["LossTrace", "untraced"]
 
-# Relative difference of gradients that still counts as equal, and the same in roundings of their dtype,
-# whichever is more (half precision). A mean over half of the batch is off by 1.5 at least.
-TOLERANCE = 1e-3
-ROUNDINGS = 8
-
-# Gradients beyond this belong to examples that are about to be left out; their squares would overflow.
-LARGEST = 1e100
-
-Verdict = Literal["mean", "sum", "neither"]
+# What only asks a tensor for its form. Everything else may write to it.
+_ASKING = {"__get__", "__len__", "dim", "element_size", "is_complex", "is_floating_point", "numel", "size", "stride"}
+# An operation does not take fewer examples as they are read.
+_WHAT_MEANS_THAT_IT_CANNOT_BE = (RuntimeError, ValueError, IndexError, TypeError, KeyError, ZeroDivisionError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """What is taken to follow the batch, among what does not say so.
-
-    Attributes:
-        rows: which lengths of other tensors' first axis: those equal to N, or multiples of it too, where each
-            example's rows follow each other ("multiple") or the batch is repeated as a whole ("blocks").
-        numbers: which Python numbers: the same, or none.
-        items: whether a number that was read from a followed tensor is recognised by its value.
-    """
-
-    rows: Literal["multiple", "blocks", "equal"]
-    numbers: Literal["multiple", "equal", "none"]
-    items: bool
-
-    def rows_of(self, tensor: Tensor, size: int, part: int) -> Tensor:
-        """What a tensor among `size` examples would be among the first `part`."""
-        length = tensor.shape[0]
-        if self.rows == "blocks":
-            whole = length > 0 and length % size == 0
-            return torch.cat([block[:part] for block in tensor.split(size)]) if whole else tensor
-        return tensor[: int(_scaled(length, size, part, self.rows))]
-
-    def number(self, value: float, size: int, part: int) -> float:
-        """The same of a number."""
-        return type(value)(_scaled(value, size, part, self.numbers))
-
-
-def _scaled(value: float, size: int, part: int, rule: Literal["multiple", "equal", "none"]) -> float:
-    follows = value == size if rule == "equal" else rule == "multiple" and value > 0 and value % size == 0
-    return value / size * part if follows else value
-
-
-def _readings(rows: tuple[Literal["multiple", "blocks", "equal"], ...]) -> tuple[_Reading, ...]:
-    return tuple(
-        _Reading(rows=rule, numbers=numbers, items=items)
-        for items in (True, False)
-        for rule in rows
-        for numbers in ("multiple", "equal", "none")
-    )
-
-
-_READINGS = _readings(("multiple", "equal"))
-# Outputs of several forward passes are put one after another, as are their targets.
-_READINGS_OF_SEVERAL = _readings(("multiple", "blocks", "equal"))
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Root:
     """A tensor with which following begins.
 
     Attributes:
         followed: what the user is given.
-        original: its value, safe from writes in place.
+        original: its value, safe from writes in place: either it is another tensor, or it is copied at first use.
+        shared: whether `followed` still holds the same numbers in memory.
         axis: of the batch.
         is_output: whether the model computed it; otherwise it is part of the batch.
     """
 
     followed: Tensor
     original: Tensor
+    shared: bool
     axis: int
     is_output: bool
+
+    def keep(self) -> None:
+        """Copy the value, before anybody can write to it."""
+        if self.shared:
+            self.original, self.shared = self.original.clone(), False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,16 +122,24 @@ class LossTrace:
         return self._root(output, axis=axis, is_output=True)
 
     def _root(self, tensor: Tensor, *, axis: int, is_output: bool) -> Tensor:
-        # A clone, as an alias of a custom function's output could not be written to in place.
-        followed = self._follow(tensor.clone())
-        original = tensor.detach().clone()
-        self._roots.append(_Root(followed=followed, original=original, axis=axis, is_output=is_output))
+        # An alias of a custom function's output could not be written to in place. What comes with the batch may be
+        # large, and is often used by the model alone: that is not copied.
+        followed = self._follow(tensor.clone() if is_output else tensor)
+        root = _Root(followed=followed, original=tensor.detach(), shared=not is_output, axis=axis, is_output=is_output)
+        self._roots.append(root)
         return followed
 
     def _follow(self, tensor: Tensor) -> Tensor:
         followed = tensor.as_subclass(_Followed)
         followed._trace = self
         return followed
+
+    def before(self, args: Any, kwargs: Any) -> None:
+        """A call may write to its arguments."""
+        used = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, _Followed)}
+        for root in self._roots:
+            if id(root.followed) in used:
+                root.keep()
 
     def record(self, function: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> Any:
         """Remember a call, and follow the tensors that it returns."""
@@ -210,23 +175,46 @@ class LossTrace:
 
     def _possible(self, loss: Tensor) -> set[Verdict]:
         """What the loss may be, by the readings in which it can be computed."""
-        half = (self.batch_size + 1) // 2
+        size, half = self.batch_size, (self.batch_size + 1) // 2
         calls = self._calls_behind(loss)
+        reads_numbers = any(call.number is not None for call in calls)
+        axes = [root.axis for root in self._roots if root.is_output]
+        try:
+            whole = self._output_gradients(loss, calls, size, None)  # the same in every reading
+        except _WHAT_MEANS_THAT_IT_CANNOT_BE:
+            return set()
+        rows = [gradient.narrow(axis, 0, half) for gradient, axis in zip(whole, axes, strict=True)]
         possible: set[Verdict] = set()
-        for reading in _READINGS if self._passes <= 1 else _READINGS_OF_SEVERAL:
-            if possible and not reading.items and any(call.number is not None for call in calls):
+        tried: set[object] = set()
+        for reading in READINGS if self._passes <= 1 else READINGS_OF_SEVERAL:
+            if possible and not reading.items and reads_numbers:
                 break  # numbers read from tensors were recognised: that reading is the one
+            with torch._C.DisableTorchFunctionSubclass():  # to look at tensors is no part of the loss
+                substitutions = (reading.items and reads_numbers, *self._substitutions(calls, half, reading))
+            if substitutions in tried:
+                continue  # nothing in this loss tells it from an earlier one
+            tried.add(substitutions)
             try:
-                whole = self._output_gradients(loss, calls, self.batch_size, reading)
                 part = self._output_gradients(loss, calls, half, reading)
-            except (RuntimeError, ValueError, IndexError, TypeError, KeyError, ZeroDivisionError):
+            except _WHAT_MEANS_THAT_IT_CANNOT_BE:
                 continue  # read like this, the loss cannot be computed for fewer examples
-            axes = [root.axis for root in self._roots if root.is_output]
-            rows = [g.narrow(axis, 0, half) for g, axis in zip(whole, axes, strict=True)]
-            relation = _relation(rows, part, size=self.batch_size, half=half)
+            relation = relation_of(rows, part, size=size, half=half)
             if relation is not None:
                 possible.add(relation)
         return possible
+
+    def _substitutions(self, calls: list[_Call], rows: int, reading: Reading) -> list[object]:
+        """What a reading puts in place of what is not followed, in order."""
+        known = {id(root.followed) for root in self._roots}
+        found: list[object] = []
+        for call in calls:
+            for leaf in tree_leaves((call.args, call.kwargs)):
+                if type(leaf) in (int, float):
+                    found.append(reading.number(leaf, self.batch_size, rows))
+                elif isinstance(leaf, Tensor) and leaf.ndim and id(leaf) not in known:
+                    found.append(reading.kept(leaf.shape[0], self.batch_size, rows))
+            known.update(id(result) for result in call.results)
+        return found
 
     def _calls_behind(self, loss: Tensor) -> list[_Call]:
         """The calls that the loss, or a number read from a tensor, depends on; in order."""
@@ -240,32 +228,40 @@ class LossTrace:
                 needed.update(inputs)
         return behind[::-1]
 
-    def _output_gradients(self, loss: Tensor, calls: list[_Call], rows: int, reading: _Reading) -> list[Tensor]:
-        """Gradients of the loss with respect to the outputs of the first `rows` examples alone."""
+    def _output_gradients(self, loss: Tensor, calls: list[_Call], rows: int, reading: Reading | None) -> list[Tensor]:
+        """Gradients of the loss with respect to the outputs of the first `rows` examples alone.
+
+        Args:
+            reading: what follows the batch; None where all examples are taken.
+        """
         starts: list[Tensor] = []
         known: dict[int, Tensor] = {}
         numbers: dict[float, float] = {}
+        roots = {id(root.followed): root for root in self._roots if not root.is_output}
 
         def substitute(leaf: Any) -> Any:
             if type(leaf) in (int, float):
+                if reading is None:
+                    return leaf
                 known_number = numbers.get(leaf) if reading.items else None
                 return reading.number(leaf, self.batch_size, rows) if known_number is None else known_number
             if not isinstance(leaf, Tensor):
                 return leaf
             if id(leaf) in known:
                 return known[id(leaf)]
+            if (root := roots.get(id(leaf))) is not None:
+                known[id(leaf)] = root.original.narrow(root.axis, 0, rows).clone()
+                return known[id(leaf)]
             # A copy: the loss may also write to tensors of its own, which must not happen twice.
             copy = untraced(leaf).detach().clone()
-            return reading.rows_of(copy, self.batch_size, rows) if copy.ndim else copy
+            return copy if reading is None or not copy.ndim else reading.rows_of(copy, self.batch_size, rows)
 
         device = self._roots[0].original.device
         with torch._C.DisableTorchFunctionSubclass(), torch.enable_grad(), isolated_randomness(device):
             for root in self._roots:
-                value = root.original.narrow(root.axis, 0, rows).clone()
                 if root.is_output:
-                    starts.append(value.requires_grad_())
-                    value = value * 1  # the loss may write to it in place
-                known[id(root.followed)] = value
+                    starts.append(root.original.narrow(root.axis, 0, rows).requires_grad_())
+                    known[id(root.followed)] = starts[-1] * 1  # the loss may write to it in place
             for call in calls:
                 again = call.function(*tree_map(substitute, call.args), **tree_map(substitute, call.kwargs))
                 if call.number is not None:
@@ -297,25 +293,6 @@ def _refuse_outside_parameters(loss: Tensor) -> None:
             "they would be trained on private data without clipping or noise. Make them part of the model before "
             "make_private, or detach() them."
         )
-
-
-def _relation(whole: list[Tensor], part: list[Tensor], *, size: int, half: int) -> Verdict | None:
-    """How output gradients of the same examples, among `size` and among `half` examples, are related.
-
-    None if they are all zero, which says nothing.
-    """
-    a = torch.cat([g.flatten().double() for g in whole])
-    b = torch.cat([g.flatten().double() for g in part])
-    known = (a.abs() < LARGEST) & (b.abs() < LARGEST)  # not so for NaN either
-    a, b = a[known], b[known]
-    if not bool((a != 0).any()) and not bool((b != 0).any()):
-        return None
-    tolerance = max(TOLERANCE, *(ROUNDINGS * torch.finfo(g.dtype).eps for g in part))
-    relations: dict[Verdict, float] = {"mean": size / half, "sum": 1.0}
-    for verdict, factor in relations.items():
-        if float((a * factor - b).norm()) <= tolerance * float(b.norm()):
-            return verdict
-    return "neither"
 
 
 def _refuse_other_than(declared: LossReduction, possible: set[Verdict], *, size: int) -> None:
@@ -356,8 +333,13 @@ class _Followed(Tensor):
         trace = next((leaf._trace for leaf in followed if hasattr(leaf, "_trace")), None)
         if func is Tensor.backward and trace is not None:
             trace.check(args[0])
+        asks = getattr(func, "__name__", "") in _ASKING
+        if trace is not None and not asks:
+            trace.before(args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
+        if trace is not None and asks and isinstance(result, Tensor):
+            trace.before(args, kwargs)  # a property that is a tensor: by it the memory may be written to
         if trace is None or func is Tensor.backward:
             return result
         return trace.record(func, args, kwargs, result)

@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["BorrowedState"]
+__all__ = ["BorrowedState", "EmptyPlaces"]
+
+
+class EmptyPlaces:
+    """Where a module holds nothing: names of parameters and buffers that are None, or that are not registered.
+
+    Args:
+        module: the module, as it is when this is made or `look` is called.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._registries: list[tuple[str, dict[str, Any]]] = [
+            (f"{path}." if path else "", registry)
+            for path, child in module.named_modules()
+            for registry in (child._parameters, child._buffers)
+        ]
+        self.look()
+
+    def look(self) -> None:
+        """Take the module as it is now."""
+        self._empty = [{name: tensor is None for name, tensor in registry.items()} for _, registry in self._registries]
+
+    def cleared(self) -> list[str]:
+        """Take out what was put there since, and name it."""
+        found = []
+        for (path, registry), known in zip(self._registries, self._empty, strict=True):
+            for name in [n for n, tensor in registry.items() if tensor is not None and known.get(n, True)]:
+                found.append(path + name)
+                if name in known:
+                    registry[name] = None
+                else:
+                    del registry[name]
+        return found
 
 
 class BorrowedState:
@@ -29,8 +62,10 @@ class BorrowedState:
         self._originals: list[Tensor | None] = []
         self._copies: list[Tensor | None] = []
         self._written: list[str] = []
+        self._empty = EmptyPlaces(module)
 
     def __enter__(self) -> BorrowedState:
+        self._empty.look()
         copies: dict[int, Tensor] = {}  # a buffer in two places stays one
         self._originals = [registry.get(name) for _, registry, name in self._places]
         self._copies = [
@@ -44,7 +79,7 @@ class BorrowedState:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._written = []
+        self._written = self._empty.cleared()
         for (path, registry, name), copy, original in zip(self._places, self._copies, self._originals, strict=True):
             if registry.get(name) is not copy or (copy is not None and copy._version):
                 self._written.append(path)

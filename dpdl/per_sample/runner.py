@@ -8,17 +8,19 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from dpdl.errors import ModelError
 from dpdl.execution import Execution
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.boundary import OnBackward, forward_with_boundary
 from dpdl.per_sample.compiled import refuse_compiled
 from dpdl.per_sample.engine import Engine, form_of, is_differentiable
+from dpdl.per_sample.fallback import FallingBack
 from dpdl.per_sample.isolation import EXAMPLES, find_batch_norms, find_mixing, find_mixing_in_a_crowd, refuse_mixing
 from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.loop import LoopEngine
 from dpdl.per_sample.loss_trace import LossTrace, untraced
 from dpdl.per_sample.select import select_engine, why_not
-from dpdl.per_sample.self_check import finite_examples
+from dpdl.per_sample.self_check import first_finite
 from dpdl.per_sample.tape.refusal import TapeRefusal
 
 __all__ = ["PerSampleRunner", "plain_arguments"]
@@ -50,6 +52,9 @@ class PerSampleRunner:
         self._engine: Engine | None = None
         self._engine_note = ""
         self._refused: dict[str, str] = {}  # engines that "auto" has given up, and why
+        self._falling_back = FallingBack(
+            module, accumulate_dtype=execution.accumulate_dtype, successor=self._successor_of
+        )
         self._known_forms: set[Hashable] = set()  # of calls that the engine was tried and checked on
         self._saw_a_crowd = False
         self._trace: LossTrace | None = None
@@ -107,8 +112,9 @@ class PerSampleRunner:
         It may be called several times for a batch, whose examples each pass has to be of.
 
         Raises:
-            ModelError: the model mixes examples, keeps state, or no engine can run it.
+            ModelError: the model mixes examples, keeps state, has complex parameters, or no engine can run it.
         """
+        _refuse_complex(trainable)
         refuse_mixing(find_batch_norms(self.module))
         engine = self._engine_for(batch, trainable)
         if self.execution.self_check and not engine.keeps_examples_apart and self._crowd_check_is_due():
@@ -119,14 +125,16 @@ class PerSampleRunner:
         except TapeRefusal as refusal:
             if self.execution.engine != "auto":
                 raise
-            self._refused[engine.name] = str(refusal)
-            self._engine = None
-            output, layout = self._run(self._engine_for(batch, trainable), batch, trainable, on_backward)
+            successor = self._successor_of(engine, str(refusal), batch, trainable)
+            output, layout = self._run(successor, batch, trainable, on_backward)
         return output if self._trace is None else self._followed(output, layout, self._trace)
 
     def _run(
         self, engine: Engine, batch: ExampleBatch, trainable: Mapping[str, Tensor], on_backward: OnBackward
     ) -> tuple[Any, OutputLayout]:
+        if self.execution.engine == "auto" and batch.size:
+            self._falling_back.use(engine)
+            engine = self._falling_back
         return forward_with_boundary(
             engine,
             batch,
@@ -135,6 +143,14 @@ class PerSampleRunner:
             on_backward=on_backward,
             on_used=self._end_trace,
         )
+
+    def _successor_of(
+        self, engine: Engine, reason: str, batch: ExampleBatch, trainable: Mapping[str, Tensor]
+    ) -> Engine:
+        """The engine to use after one has refused a batch, from now on."""
+        self._refused[engine.name] = reason
+        self._engine = None
+        return self._engine_for(batch, trainable)
 
     def _engine_for(self, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> Engine:
         """The engine in use. A call of another form than those before is tried and checked first."""
@@ -159,7 +175,7 @@ class PerSampleRunner:
             )
             self._engine, self._engine_note = selection.engine, selection.note
             self._known_forms.clear()
-        if not checked or len(finite_examples(batch)):
+        if not checked or len(first_finite(batch, 1)):
             self._known_forms.add(form)
         return self._engine
 
@@ -185,6 +201,16 @@ class PerSampleRunner:
     def _loss_was_checked(self, size: int, confirmed: bool) -> None:
         if confirmed:
             self._confirmed_sizes.add(size)
+
+
+def _refuse_complex(trainable: Mapping[str, Tensor]) -> None:
+    for name, parameter in trainable.items():
+        if parameter.is_complex():
+            raise ModelError(
+                f"Parameter '{name}' of the model is complex; norms and sums are of real tensors. Train its real and "
+                "imaginary parts as one real parameter (torch.view_as_real), and make it complex in forward "
+                "(torch.view_as_complex); or freeze it."
+            )
 
 
 def plain_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -17,13 +17,14 @@ from dpdl.per_sample.loop import LoopEngine
 from dpdl.per_sample.module_state import BorrowedState
 from dpdl.per_sample.randomness import isolated_randomness
 
-__all__ = ["finite_examples", "refuse_mismatch"]
+__all__ = ["first_finite", "refuse_mismatch", "tolerance_of"]
 
 # Examples compared, and the factor on the dtype's resolution by which two exact engines may differ
 # (a deep float32 network: 1e-4 seen, 1e-3 allowed; a wrong rule is off by its whole value).
 EXAMPLES = 2
 RESOLUTIONS = 1e4
 LARGEST_TOLERANCE = 0.1  # for models in half precision
+LOOKED_AT = 8  # examples, until enough are found that are finite: a batch may be large
 
 
 def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str, Tensor]) -> None:
@@ -35,10 +36,10 @@ def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str,
     Raises:
         EngineMismatchError: naming the outputs or parameters that differ, with the relative error.
     """
-    finite = finite_examples(batch)
+    finite = first_finite(batch, EXAMPLES)
     if not len(finite):
         return  # nothing to compare
-    rows = batch.rows(finite[:EXAMPLES])
+    rows = batch.rows(finite)
     full_precision = torch.autocast(batch.device.type, enabled=False)  # rules are told apart best without rounding
     with _evaluating(engine.module), full_precision:
         if _draws_random_numbers(engine, rows, trainable):
@@ -49,13 +50,19 @@ def refuse_mismatch(engine: Engine, batch: ExampleBatch, trainable: Mapping[str,
             _refuse_other_gradients(engine, rows, trainable)
 
 
-def finite_examples(batch: ExampleBatch) -> Tensor:
-    """Positions of the examples whose numbers are all finite."""
-    finite = torch.ones(batch.size, dtype=torch.bool, device=batch.device)
-    for leaf in batch.row_leaves:
-        if is_differentiable(leaf):
-            finite &= torch.isfinite(leaf).flatten(1).all(1) if leaf.ndim > 1 else torch.isfinite(leaf)
-    return finite.nonzero().flatten()
+def first_finite(batch: ExampleBatch, count: int) -> Tensor:
+    """Positions of the first `count` examples whose numbers are all finite, or of as many as there are."""
+    found = torch.zeros(0, dtype=torch.long, device=batch.device)
+    for start in range(0, batch.size, LOOKED_AT):
+        rows = batch.rows(slice(start, start + LOOKED_AT))
+        finite = torch.ones(rows.size, dtype=torch.bool, device=batch.device)
+        for leaf in rows.row_leaves:
+            if is_differentiable(leaf):
+                finite &= torch.isfinite(leaf).flatten(1).all(1) if leaf.ndim > 1 else torch.isfinite(leaf)
+        found = torch.cat([found, start + finite.nonzero().flatten()])
+        if len(found) >= count:
+            break
+    return found[:count]
 
 
 def _draws_random_numbers(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tensor]) -> bool:
@@ -74,7 +81,7 @@ def _refuse_other_outputs(engine: Engine, rows: ExampleBatch, trainable: Mapping
         if forward.layout.axes[i] is None or not is_differentiable(got):
             continue
         error = _relative_error(got, expected, expected.detach().double().norm())
-        if error > _tolerance(expected.dtype):
+        if error > tolerance_of(expected.dtype):
             raise EngineMismatchError(
                 f"The model's output {i} for {rows.size} examples together is not that for each alone "
                 f"(relative error {error:.1e}): its forward depends on how many examples there are. Remove "
@@ -98,7 +105,8 @@ def _refuse_other_ways_to_parameters(module: nn.Module, rows: ExampleBatch, trai
             if not outputs:
                 return
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-        reached = {name for name, p in trainable.items() if p.grad is not None and bool(p.grad.any())}
+        found = {name: p.grad for name, p in trainable.items() if p.grad is not None}
+        reached = {name for name, g in found.items() if bool((g.to_dense() if g.is_sparse else g).any())}
     finally:
         for p, gradient in kept:
             p.grad = gradient
@@ -134,9 +142,9 @@ def _disagreements(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, T
     expected, true_norms = _gradients(LoopEngine(engine.module, accumulate_dtype=torch.float64), rows, trainable)
     scale = torch.sqrt(sum((g.detach().double().square().sum() for g in expected.values()), start=torch.zeros(())))
     errors = {name: _relative_error(got[name], reference, scale) for name, reference in expected.items()}
-    wrong = {name: error for name, error in errors.items() if error > _tolerance(trainable[name].dtype)}
+    wrong = {name: error for name, error in errors.items() if error > tolerance_of(trainable[name].dtype)}
     error = _relative_error(norms, true_norms, true_norms.norm())
-    if not wrong and error > max(_tolerance(p.dtype) for p in trainable.values()):
+    if not wrong and error > max(tolerance_of(p.dtype) for p in trainable.values()):
         wrong = dict.fromkeys(["the norms of " + ", ".join(trainable)], error)
     return wrong
 
@@ -160,7 +168,8 @@ def _relative_error(got: Tensor, expected: Tensor, scale: Tensor) -> float:
     return float((got.double() - expected.double()).detach().norm() / scale.clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def _tolerance(dtype: torch.dtype) -> float:
+def tolerance_of(dtype: torch.dtype) -> float:
+    """By how much, relative to their length, numbers of a dtype may differ that two right ways have led to."""
     return min(RESOLUTIONS * torch.finfo(dtype).eps, LARGEST_TOLERANCE)
 
 

@@ -17,6 +17,8 @@ from dpdl.sampling.poisson import PoissonSampler
 
 __all__ = ["PhysicalBatches"]
 
+ALL = slice(None)
+
 
 class PhysicalBatches:
     """Batches of a range of steps: what each step's draw selects, cut into parts, collated and loaded.
@@ -25,17 +27,24 @@ class PhysicalBatches:
         loader: where dataset, collate function, workers and memory pinning are taken from.
         sampler: draws the examples of a step.
         max_physical_batch_size: the most examples in a part; None for no limit.
+        share: which of a step's examples are taken; the rest are other processes'.
 
     Raises:
         LoaderError: an empty batch cannot be made of what the collate function returns.
     """
 
     def __init__(
-        self, loader: DataLoader[Any], sampler: PoissonSampler, *, max_physical_batch_size: int | None
+        self,
+        loader: DataLoader[Any],
+        sampler: PoissonSampler,
+        *,
+        max_physical_batch_size: int | None,
+        share: slice = ALL,
     ) -> None:
         self._loader = loader
         self._sampler = sampler
         self._limit = max_physical_batch_size
+        self._share = share
         self._collate = _CollateAnySize(loader.dataset, loader.collate_fn)
         self._collate([])  # an empty batch will come; if it cannot be made, better now than in the middle
 
@@ -44,7 +53,7 @@ class PhysicalBatches:
         forms: deque[tuple[int, bool]] = deque()
         batches = DataLoader(
             self._loader.dataset,
-            batch_sampler=_Parts(self._sampler, steps, self._limit, forms),
+            batch_sampler=_Parts(self._sampler, steps, self._limit, self._share, forms),
             collate_fn=self._collate,
             num_workers=self._loader.num_workers,
             pin_memory=self._loader.pin_memory,
@@ -62,16 +71,22 @@ class _Parts:
     """A batch sampler: index lists, and on the side their forms. Runs ahead of the loader's workers."""
 
     def __init__(
-        self, sampler: PoissonSampler, steps: range, limit: int | None, forms: deque[tuple[int, bool]]
+        self,
+        sampler: PoissonSampler,
+        steps: range,
+        limit: int | None,
+        share: slice,
+        forms: deque[tuple[int, bool]],
     ) -> None:
         self._sampler = sampler
         self._steps = steps
         self._limit = limit
+        self._share = share
         self._forms = forms
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._steps:
-            drawn = self._sampler.draw(step).tolist()
+            drawn = self._sampler.draw(step)[self._share].tolist()
             limit = self._limit or max(1, len(drawn))
             starts = range(0, max(1, len(drawn)), limit)
             for start in starts:

@@ -30,7 +30,7 @@ t output position.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,6 +40,7 @@ from torch import Tensor
 from dpdl.per_sample.squared_norms import squared_norms
 from dpdl.per_sample.tape.contribution import Contribution, Materialized
 from dpdl.per_sample.tape.convolution_gradients import (
+    CPU_BLOCK,
     Geometry,
     batched_gradient,
     blocks,
@@ -238,13 +239,31 @@ class ConvolutionContribution(Contribution):
         if self._gradients is not None:
             return self._gradients
         x, g = self._both_operands()
-        way = self.way
-        if way == "gram":
-            way = fastest_way(self._layer(), True, x.device.type, MATERIALIZING)
         gradients = x.new_empty(x.shape[0], *self._shape)
-        for block, rows in gradient_rows(way, x, g, self._shape, self._geometry):
+        for block, rows in gradient_rows(self._materializing_way, x, g, self._shape, self._geometry):
             gradients[block] = rows
         return gradients
+
+    def gradient_blocks(self) -> Iterator[Tensor]:
+        """The gradients, a few examples at a time; kept in place of the operands if not too large."""
+        if self._gradients is not None:
+            yield from self._gradients.split(max(1, CPU_BLOCK["windows"] // max(1, self._gradients[0].numel())))
+            return
+        x, g = self._both_operands()
+        gradients = x.new_empty(x.shape[0], *self._shape) if self.keeps_gradients else None
+        for block, rows in gradient_rows(self._materializing_way, x, g, self._shape, self._geometry):
+            if gradients is not None:
+                gradients[block] = rows
+            yield rows
+        if gradients is not None:
+            self._gradients, self._operands = gradients, None
+
+    @property
+    def _materializing_way(self) -> str:
+        way = self.way
+        if way != "gram":
+            return way
+        return fastest_way(self._layer(), True, self._both_operands()[0].device.type, MATERIALIZING)
 
     def rows(self, index: Tensor) -> ConvolutionContribution | Materialized:
         """The same for the examples at `index` only."""

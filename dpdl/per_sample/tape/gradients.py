@@ -10,6 +10,7 @@ from torch import Tensor
 from dpdl.per_sample.engine import accumulation_dtype
 from dpdl.per_sample.squared_norms import squared_norms
 from dpdl.per_sample.tape.contribution import Contribution, Materialized
+from dpdl.per_sample.tape.rowwise import RowwisePullBack, rowwise_pull_back
 from dpdl.per_sample.tape.source import Source, disjoint
 
 __all__ = ["TapeGradients"]
@@ -45,14 +46,23 @@ class TapeGradients:
                 by_parameter.setdefault(name, set()).add(source)
         joined = {source: _joined(parts) for source, parts in received.items()}
         self._own: dict[Source, Contribution] = {}  # norms of the source are norms of its one parameter
+        self._rowwise: dict[Source, tuple[Contribution, RowwisePullBack]] = {}  # norms of it tell those behind it
         self._pulled: dict[Source, Materialized] = {}  # must reach the parameters before norms are known
         for source, contribution in joined.items():
             others = [other for name in source.parameters for other in by_parameter[name]]
             moved = all(other.moved and not other.rounded for other in others)
             if moved and disjoint(list(dict.fromkeys(others)), parameters):
                 self._own[source] = contribution
+            elif all(other is source for other in others) and (way := self._rowwise_way(source)) is not None:
+                self._rowwise[source] = (contribution, way)
             else:
                 self._pulled[source] = Materialized(contribution.materialize())
+
+    def _rowwise_way(self, source: Source) -> RowwisePullBack | None:
+        dtypes = {source.tensor.dtype, *(self._parameters[name].dtype for name in source.parameters)}
+        if source.rounded or dtypes != {accumulation_dtype(source.tensor.dtype, self._accumulate_dtype)}:
+            return None
+        return rowwise_pull_back(source, self._parameters)
 
     def norms(self) -> Tensor:
         """L2 norm over all parameters, [n], in the widest accumulation dtype.
@@ -63,8 +73,9 @@ class TapeGradients:
         for parameter in self._parameters.values():
             widest = accumulation_dtype(parameter.dtype, widest)
         squares = [part.norms_squared().double() for part in self._own.values()]
+        squares += [self._squares_by_rows(source) for source in self._rowwise]
         if self._pulled:
-            squares.append(self._squares_behind(torch.arange(self._examples)))
+            squares.append(self._squares_behind(self._pulled, torch.arange(self._examples)))
         if not squares:
             return torch.zeros(self._examples, dtype=widest)
         device = squares[0].device
@@ -72,30 +83,43 @@ class TapeGradients:
         large = (~torch.isfinite(norms)).nonzero().flatten()
         if len(large):
             again = [part.rows(large).double().norms_squared() for part in self._own.values()]
+            for source, (part, _) in self._rowwise.items():
+                again.append(self._squares_behind({source: part}, large, in_double=True))
             if self._pulled:
-                again.append(self._squares_behind(large, in_double=True))
+                again.append(self._squares_behind(self._pulled, large, in_double=True))
             norms[large] = torch.stack([square.to(device) for square in again]).sum(0).sqrt()
         return norms.to(widest)
 
-    def _squares_behind(self, examples: Tensor, *, in_double: bool = False) -> Tensor:
+    def _squares_by_rows(self, source: Source) -> Tensor:
+        """Squared norms over the parameters behind a source, [n], pulled back only where rounding may show."""
+        part, way = self._rowwise[source]
+        squares, unsure = way.norms_squared(part)
+        squares, index = squares.double(), unsure.nonzero().flatten()
+        if len(index):
+            squares[index] = self._squares_behind({source: part}, index).to(squares.device)
+        return squares
+
+    def _squares_behind(
+        self, parts: Mapping[Source, Contribution], examples: Tensor, *, in_double: bool = False
+    ) -> Tensor:
         """Squared norms over the parameters that several sources share, or that stand behind a computation, [.]."""
         found = []
-        for some in self._few_at_once(examples):
-            rows = self._rows_behind(some)
+        for some in self._few_at_once(parts, examples):
+            rows = self._rows_behind(parts, some)
             squares = [squared_norms(row.double() if in_double else row).double() for row in rows.values()]
             found.append(torch.stack([square.to(squares[0].device) for square in squares]).sum(0))
         return torch.cat(found)
 
-    def _few_at_once(self, examples: Tensor) -> Sequence[Tensor]:
+    def _few_at_once(self, parts: Mapping[Source, Contribution], examples: Tensor) -> Sequence[Tensor]:
         """So few that what is pulled back stays in the cache."""
-        numbers = sum(source.tensor.numel() for source in self._pulled)
-        parts: Sequence[Tensor] = examples.split(max(1, NUMBERS_PULLED_BACK // max(1, numbers)))
-        return parts
+        numbers = sum(source.tensor.numel() for source in parts)
+        few: Sequence[Tensor] = examples.split(max(1, NUMBERS_PULLED_BACK // max(1, numbers)))
+        return few
 
-    def _rows_behind(self, index: Tensor) -> dict[str, Tensor]:
+    def _rows_behind(self, parts: Mapping[Source, Contribution], index: Tensor) -> dict[str, Tensor]:
         """Per-sample gradients of those parameters, for the examples at `index`."""
         rows: dict[str, Tensor] = {}
-        for source, part in self._pulled.items():
+        for source, part in parts.items():
             for name, gradient in self._pull_back_rows(source, part.rows(index.to(source.tensor.device))).items():
                 wide = gradient.to(accumulation_dtype(gradient.dtype, self._accumulate_dtype))
                 rows[name] = rows[name] + wide if name in rows else wide
@@ -107,7 +131,8 @@ class TapeGradients:
         all_kept = bool(kept.all())
         total: dict[Source, Tensor] = {}
         by_rows = any(source.rounded for source in self._pulled)
-        at_sources = list(self._own.items()) if by_rows else [*self._own.items(), *self._pulled.items()]
+        at_sources = [*self._own.items(), *((source, part) for source, (part, _) in self._rowwise.items())]
+        at_sources += [] if by_rows else self._pulled.items()
         for source, part in at_sources if bool(kept.any()) else []:
             device = source.tensor.device
             chosen, factors = part, weights.to(device)
@@ -121,7 +146,8 @@ class TapeGradients:
             sums[name] = total.pop(source).reshape(self._parameters[name].shape)
         pulled = [self._pull_back(total)]
         if by_rows:
-            pulled += [self._sum_of_rows(weights, some) for some in self._few_at_once(kept.nonzero().flatten())]
+            few = self._few_at_once(self._pulled, kept.nonzero().flatten())
+            pulled += [self._sum_of_rows(weights, some) for some in few]
         for name, gradient in (pair for part in pulled for pair in part.items()):
             sums[name] = sums[name] + gradient if name in sums else gradient
         for name, p in self._parameters.items():
@@ -133,13 +159,13 @@ class TapeGradients:
         """Part of the weighted sum, from the rows that norms are taken of."""
         return {
             name: Materialized(rows).weighted_sum(weights[index].to(rows.device))
-            for name, rows in self._rows_behind(index).items()
+            for name, rows in self._rows_behind(self._pulled, index).items()
         }
 
     def materialize(self) -> dict[str, Tensor]:
         """The gradients themselves: parameter name to [n, *shape]."""
-        gradients = self._rows_behind(torch.arange(self._examples)) if self._pulled else {}
-        for source, part in self._own.items():
+        gradients = self._rows_behind(self._pulled, torch.arange(self._examples)) if self._pulled else {}
+        for source, part in [*self._own.items(), *((source, part) for source, (part, _) in self._rowwise.items())]:
             for name, rows in self._pull_back_rows(source, part).items():
                 gradients[name] = gradients[name] + rows if name in gradients else rows
         for name, p in self._parameters.items():

@@ -6,8 +6,11 @@ backward pass comes by, it says of each weight what its gradient is made of. No 
     >>> import torch
     >>> layer, x, gradients = torch.nn.LSTM(3, 4, batch_first=True), torch.randn(2, 5, 3), {}
     >>> weights = [weight.detach() for weight in layer._flat_weights]
-    >>> def keep(position, a, g):  # per-sample gradients, for the sake of an example
-    ...     gradients[position] = g.sum(0) if a is None else torch.einsum("tbo,tbi->boi", g, a)
+    >>> def keep(products):  # per-sample gradients, for the sake of an example
+    ...     for position, a in products.operands:
+    ...         gradients[position] = torch.einsum("tbo,tbi->boi", products.g, a)
+    ...     for position in products.biases:
+    ...         gradients[position] = products.g.sum(0)
     >>> zeros = torch.zeros(1, 2, 4)
     >>> output, h, c = run_recurrent("lstm", x, (zeros, zeros), weights, has_biases=True, num_layers=1, dropout=0.0,
     ...     training=True, bidirectional=False, batch_first=True, on_products=keep)
@@ -17,10 +20,10 @@ backward pass comes by, it says of each weight what its gradient is made of. No 
 
 Two ways to the gates of an LSTM, which its backward pass needs, were measured (benchmarks/recurrent_rules.py; 64
 inputs, 128 units, 64 positions, 64 sequences, one thread of an EPYC with AVX-512): a loop of our own over the
-positions, 18 ms; and torch's fused forward pass with the gates computed again from its outputs, for all positions
-at once, 27 ms. The second repeats the dearest part of the forward pass, its matrix products, to save only small
+positions, 17 ms; and torch's fused forward pass with the gates computed again from its outputs, for all positions
+at once, 28 ms. The second repeats the dearest part of the forward pass, its matrix products, to save only small
 operations, and wins only where there is next to nothing to compute. So the loops it is; forward and backward they
-take 1.12 of torch's fused LSTM with its weight gradients, 0.67 of its GRU, 0.68 of its RNN.
+take 1.03 of torch's fused LSTM with its weight gradients, 0.67 of its GRU and of its RNN.
 
 Axes: t position, b sequence, i input, o output of a weight.
 """
@@ -36,12 +39,13 @@ from torch import Tensor
 
 from dpdl.errors import ParameterError
 from dpdl.per_sample.tape.recurrent_autocast import output_dtype
-from dpdl.per_sample.tape.recurrent_cells import GRULayer, SimpleLayer
-from dpdl.per_sample.tape.recurrent_lstm import LSTMLayer
+from dpdl.per_sample.tape.recurrent_cells import GRUCell, SimpleCell
+from dpdl.per_sample.tape.recurrent_layer import Cell, Layer
+from dpdl.per_sample.tape.recurrent_lstm import LSTMCell
 from dpdl.per_sample.tape.recurrent_steps import Steps
 from dpdl.per_sample.tape.recurrent_weights import OnProducts, Weights
 
-__all__ = ["Kind", "OnProducts", "run_recurrent"]
+__all__ = ["Kind", "run_recurrent"]
 
 # Rows on which the CPU does what does not depend on the recursion before going on, so that they are still in the
 # core's cache when the loop comes to them. The LSTM below, forward and backward: 31.2 ms with 256 or 512 rows, 33.5
@@ -49,6 +53,12 @@ __all__ = ["Kind", "OnProducts", "run_recurrent"]
 ROWS_OF_A_BLOCK = 256
 
 Kind = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
+CELLS: dict[Kind, Cell] = {
+    "lstm": LSTMCell(),
+    "gru": GRUCell(),
+    "rnn_tanh": SimpleCell(activation="tanh"),
+    "rnn_relu": SimpleCell(activation="relu"),
+}
 
 
 def run_recurrent(
@@ -70,11 +80,9 @@ def run_recurrent(
     """What torch.lstm, torch.gru, torch.rnn_tanh or torch.rnn_relu gives, and its weights' per-sample gradients.
 
     Gradients flow to `inputs` and `hx` through autograd. The flat weights are constants. During the backward pass
-    `on_products(position, a, g)` is called once for each flat weight that the loss depends on, as soon as its
-    layer is done: for a matrix, sum_t g[t, b] outer a[t, b] is the gradient of sequence b; for a bias a is None and
-    it is sum_t g[t, b]. A weight that is not reported has gradient zero. g is the same tensor object for all four
-    of an LSTM's or RNN's weights (but the projection's), and for a GRU's matrix and bias of the same side, so that
-    work on it can be shared. a and g may be views with any strides, and are not to be written to.
+    `on_products` is called once for each gradient that weights have in common, as soon as their layer is done: once
+    for an LSTM's or RNN's matrices and biases, twice for a GRU's, whose candidate sets the two sides apart, and once
+    for a projection. A weight that is not reported has gradient zero.
 
     Args:
         kind: which of torch's functions is meant.
@@ -88,8 +96,8 @@ def run_recurrent(
         bidirectional: whether each layer has a second direction, from the last position to the first.
         batch_first: the order of the axes of `inputs` and of the outputs.
         batch_sizes: of a packed sequence: how many sequences, sorted by falling length, are alive at each position.
-        on_products: takes (position, a [t, b, i] or None, g [t, b, o]). The products of packed sequences are padded
-            with zeros beyond each sequence's length, with b in the packed order.
+        on_products: takes what weights receive. For packed sequences this is padded with zeros beyond each
+            sequence's length, with b in the packed order.
         anchor: any tensor that requires grad; it makes autograd come by even if nothing else of the call requires
             grad. None: a new one.
 
@@ -123,7 +131,9 @@ def run_recurrent(
             for direction in range(directions):
                 index = layer * directions + direction
                 steps = Steps(sizes=sizes, reverse=direction == 1, packed=packed, per_block=per_block)
-                output, *after = _layer(kind, values, states[index], anchor, groups[index], steps, on_products)
+                output, *after = Layer.apply(
+                    CELLS[kind], groups[index], steps, on_products, anchor, values, *states[index]
+                )
                 outputs.append(output)
                 last.append(tuple(after))
             values = outputs[0] if directions == 1 else torch.cat(outputs, -1)
@@ -134,26 +144,6 @@ def run_recurrent(
         if batch_first and not packed:
             values = values.transpose(0, 1)
         return values.to(dtype), *(torch.stack(parts).to(dtype) for parts in zip(*last, strict=True))
-
-
-def _layer(
-    kind: Kind,
-    inputs: Tensor,
-    states: tuple[Tensor, ...],
-    anchor: Tensor,
-    weights: Weights,
-    steps: Steps,
-    on_products: OnProducts,
-) -> tuple[Tensor, ...]:
-    result: tuple[Tensor, ...]
-    if kind == "lstm":
-        result = LSTMLayer.apply(inputs, *states, anchor, weights, steps, on_products)
-    elif kind == "gru":
-        result = GRULayer.apply(inputs, *states, anchor, weights, steps, on_products)
-    else:
-        activation = "tanh" if kind == "rnn_tanh" else "relu"
-        result = SimpleLayer.apply(inputs, *states, anchor, weights, steps, activation, on_products)
-    return result
 
 
 def _grouped(kind: Kind, flat_weights: Sequence[Tensor], has_biases: bool, count: int) -> Iterator[Weights]:

@@ -1,4 +1,4 @@
-"""One layer and direction of a tanh, relu or GRU network, forward and backward written out over the positions.
+"""The cells of tanh, relu and GRU networks, forward and backward written out over the positions.
 
 The equations are those of torch.nn.RNN's and torch.nn.GRU's documentation:
 
@@ -20,67 +20,66 @@ Axes: t position, b sequence, i input, h hidden. References: Elman 1990; Cho et 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dpdl.per_sample.tape.recurrent_autocast import backward_pass
+from dpdl.per_sample.tape.recurrent_layer import Cell, Kept, WayBack
 from dpdl.per_sample.tape.recurrent_steps import Steps
-from dpdl.per_sample.tape.recurrent_weights import OnProducts, Weights
+from dpdl.per_sample.tape.recurrent_weights import Weights
 
-__all__ = ["GRULayer", "SimpleLayer"]
+__all__ = ["GRUCell", "SimpleCell"]
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
-class SimpleLayer(torch.autograd.Function):
-    """`apply(inputs, h, anchor, weights, steps, activation, on_products)` gives (outputs, last h).
+@dataclass(frozen=True, kw_only=True)
+class SimpleCell(Cell):
+    """An Elman network; its state is its output.
 
-    Inputs and outputs are shaped as `Steps.shaped`; h is [b, h]. The anchor is any tensor that requires grad: it
-    makes autograd call the backward pass whether or not the inputs need a gradient.
+    Args:
+        activation: of the output.
     """
 
-    @staticmethod
+    activation: Literal["tanh", "relu"]
+
     def forward(
-        ctx: Any,
-        inputs: Tensor,
-        first: Tensor,
-        anchor: Tensor,
-        weights: Weights,
-        steps: Steps,
-        activation: Literal["tanh", "relu"],
-        on_products: OnProducts,
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs and last h, keeping what the backward pass needs."""
-        h = steps.carry(first)
+        self, rows: Tensor, first: Sequence[Tensor], weights: Weights, steps: Steps
+    ) -> tuple[tuple[Tensor, ...], Kept]:
+        """See `Cell`."""
+        h = steps.carry(first[0])
         hidden, biases = weights.hidden.t(), weights.biases
-        activate = torch.tanh_ if activation == "tanh" else torch.relu_
+        activate = torch.tanh_ if self.activation == "tanh" else torch.relu_
         plan = list(zip(steps.in_order(h.previous), steps.in_order(h.rows), strict=True))
-        inputs_and_rows = steps.in_blocks(steps.flat(inputs)), steps.in_blocks(h.rows)
-        for block, x, z_block in zip(steps.blocks(), *inputs_and_rows, strict=True):
+        for block, x, z_block in zip(steps.blocks(), steps.in_blocks(rows), steps.in_blocks(h.rows), strict=True):
             weights.pre_activate(x, biases, z_block)
             for step in block:
                 before, after = plan[step]
                 activate(after.addmm_(before, hidden))
                 h.hand_on(step)
-        ctx.save_for_backward(inputs, h.previous, h.rows, weights.input, weights.hidden)
-        ctx.weights, ctx.steps, ctx.activation, ctx.on_products = weights, steps, activation, on_products
-        ctx.set_materialize_grads(False)
-        return steps.shaped(h.rows), steps.last(h.rows)
+        return (h.rows,), (h.previous, h.rows)
 
-    @staticmethod
-    @backward_pass
-    def backward(ctx: Any, d_outputs: Tensor | None, d_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of inputs and first states; the weights\' go out as products."""
-        inputs, before, after, w_input, w_hidden = ctx.saved_tensors
-        steps: Steps = ctx.steps
-        need_inputs, need_h = ctx.needs_input_grad[:2]
+    def backward(
+        self,
+        kept: Kept,
+        d_outputs: Tensor | None,
+        d_last: Sequence[Tensor | None],
+        weights: Weights,
+        steps: Steps,
+        *,
+        need_first: bool,
+        d_inputs: Tensor | None,
+    ) -> WayBack:
+        """See `Cell`."""
+        before, after = kept
         d_rows = torch.empty_like(after)
-        d_h = steps.running(d_last, after)
-        tanh = ctx.activation == "tanh"
+        d_h = steps.running(d_last[0], after)
+        tanh = self.activation == "tanh"
         plan = list(
             zip(
                 steps.outputs_in_order(d_outputs),
@@ -96,46 +95,29 @@ class SimpleLayer(torch.autograd.Function):
                 _tanh_backward(dh, h, grad_input=d_z)
             else:
                 _relu_backward(dh, h, 0, grad_input=d_z)
-            if step > 0 or need_h:
-                torch.mm(d_z, w_hidden, out=dh)
-        g = steps.padded(d_rows)
-        weights: Weights = ctx.weights
-        weights.report(ctx.on_products, (steps.inputs(inputs), g), (steps.padded(before), g))
-        d_inputs = torch.mm(d_rows, w_input) if need_inputs else None
-        return (
-            None if d_inputs is None else steps.shaped(d_inputs),
-            d_h if need_h else None,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+            if step > 0 or need_first:
+                torch.mm(d_z, weights.hidden, out=dh)
+        if d_inputs is not None:
+            torch.mm(d_rows, weights.input, out=d_inputs)
+        return WayBack(d_first=(d_h,), before=before, d_gates=d_rows)
 
 
-class GRULayer(torch.autograd.Function):
-    """`apply(inputs, h, anchor, weights, steps, on_products)` gives (outputs, last h); shapes as in SimpleLayer."""
+@dataclass(frozen=True)
+class GRUCell(Cell):
+    """Gated recurrent units; their state is their output."""
 
-    @staticmethod
     def forward(
-        ctx: Any,
-        inputs: Tensor,
-        first: Tensor,
-        anchor: Tensor,
-        weights: Weights,
-        steps: Steps,
-        on_products: OnProducts,
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs and last h, keeping what the backward pass needs."""
-        size = first.shape[1]
+        self, rows: Tensor, first: Sequence[Tensor], weights: Weights, steps: Steps
+    ) -> tuple[tuple[Tensor, ...], Kept]:
+        """See `Cell`."""
+        size = first[0].shape[1]
         bias, candidate_bias = weights.input_bias, None
         if bias is not None and weights.hidden_bias is not None:
             candidate_bias = weights.hidden_bias[2 * size :]  # not added but multiplied by r first
             bias = bias.clone()
             bias[: 2 * size] += weights.hidden_bias[: 2 * size]
-        rows = steps.flat(inputs)
         gates = rows.new_empty((len(rows), 3 * size))  # x W_i^T + b, turned into r, z, n by the loop
-        h = steps.carry(first)
+        h = steps.carry(first[0])
         memory = torch.empty_like(h.rows)  # m
 
         by_gate = gates.view(len(gates), 3, size)
@@ -160,23 +142,26 @@ class GRULayer(torch.autograd.Function):
                 n.addcmul_(r, m).tanh_()
                 torch.lerp(n, before, z, out=after)
                 h.hand_on(step)
-        ctx.save_for_backward(inputs, gates, h.previous, memory, weights.input, weights.hidden)
-        ctx.weights, ctx.steps, ctx.on_products = weights, steps, on_products
-        ctx.set_materialize_grads(False)
-        return steps.shaped(h.rows), steps.last(h.rows)
+        return (h.rows,), (gates, h.previous, memory)
 
-    @staticmethod
-    @backward_pass
-    def backward(ctx: Any, d_outputs: Tensor | None, d_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of inputs and first states; the weights\' go out as products."""
-        inputs, gates, before, memory, w_input, w_hidden = ctx.saved_tensors
-        steps: Steps = ctx.steps
+    def backward(
+        self,
+        kept: Kept,
+        d_outputs: Tensor | None,
+        d_last: Sequence[Tensor | None],
+        weights: Weights,
+        steps: Steps,
+        *,
+        need_first: bool,
+        d_inputs: Tensor | None,
+    ) -> WayBack:
+        """See `Cell`."""
+        gates, before, memory = kept
         size = before.shape[1]
-        need_inputs, need_h = ctx.needs_input_grad[:2]
         # In the order n, r, z, m: the hidden weights' gradient (r, z, m) is then one block, as the loop needs it.
         products = gates.new_empty((len(gates), 4 * size))
         by_gate, by_product = gates.view(len(gates), 3, size), products.view(len(gates), 4, size)
-        d_h = steps.running(d_last, before)
+        d_h = steps.running(d_last[0], before)
         blocks = list(
             zip(
                 steps.blocks(),
@@ -203,21 +188,9 @@ class GRULayer(torch.autograd.Function):
                 if d_output is not None:
                     dh.add_(d_output)
                 all_four.mul_(dh_for_four)
-                if step > 0 or need_h:
-                    dh.mul_(keep).addmm_(d_hidden, w_hidden)
+                if step > 0 or need_first:
+                    dh.mul_(keep).addmm_(d_hidden, weights.hidden)
         d_gates = torch.cat([products[:, size : 3 * size], products[:, :size]], 1)
-        weights: Weights = ctx.weights
-        weights.report(
-            ctx.on_products,
-            (steps.inputs(inputs), steps.padded(d_gates)),
-            (steps.padded(before), steps.padded(products[:, size:])),
-        )
-        d_inputs = torch.mm(d_gates, w_input) if need_inputs else None
-        return (
-            None if d_inputs is None else steps.shaped(d_inputs),
-            d_h if need_h else None,
-            None,
-            None,
-            None,
-            None,
-        )
+        if d_inputs is not None:
+            torch.mm(d_gates, weights.input, out=d_inputs)
+        return WayBack(d_first=(d_h,), before=before, d_gates=d_gates, d_hidden_gates=products[:, size:])

@@ -1,4 +1,4 @@
-"""One layer and direction of an LSTM, forward and backward written out over the positions.
+"""The cell of an LSTM, forward and backward written out over the positions.
 
 The equations are those of torch.nn.LSTM's documentation, of which the gates come in the order i, f, g, o:
 
@@ -20,47 +20,36 @@ References: Hochreiter and Schmidhuber, Long Short-Term Memory, 1997; Sak et al.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dpdl.per_sample.tape.recurrent_autocast import backward_pass
+from dpdl.per_sample.tape.recurrent_layer import Cell, Kept, WayBack
 from dpdl.per_sample.tape.recurrent_steps import Steps
-from dpdl.per_sample.tape.recurrent_weights import OnProducts, Weights
+from dpdl.per_sample.tape.recurrent_weights import Weights
 
-__all__ = ["LSTMLayer"]
+__all__ = ["LSTMCell"]
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-class LSTMLayer(torch.autograd.Function):
-    """`apply(inputs, h, c, anchor, weights, steps, on_products)` gives (outputs, last h, last c).
+@dataclass(frozen=True)
+class LSTMCell(Cell):
+    """Long short-term memory; its states are its output h, [b, p], and c, [b, h]."""
 
-    Inputs and outputs are shaped as `Steps.shaped`; h is [b, p], c is [b, h]. The anchor is any tensor that
-    requires grad: it makes autograd call the backward pass whether or not the inputs need a gradient.
-    """
-
-    @staticmethod
     def forward(
-        ctx: Any,
-        inputs: Tensor,
-        first_h: Tensor,
-        first_c: Tensor,
-        anchor: Tensor,
-        weights: Weights,
-        steps: Steps,
-        on_products: OnProducts,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs, last h and last c, keeping what the backward pass needs."""
-        rows = steps.flat(inputs)
+        self, rows: Tensor, first: Sequence[Tensor], weights: Weights, steps: Steps
+    ) -> tuple[tuple[Tensor, ...], Kept]:
+        """See `Cell`."""
         gates = rows.new_empty((len(rows), len(weights.input)))  # [rows, 4h]: z, activated by the loop
-        h, c = steps.carry(first_h), steps.carry(first_c)
+        h, c = (steps.carry(state) for state in first)
         tanh_c = torch.empty_like(c.rows)
         output = h.rows if weights.projection is None else torch.empty_like(c.rows)  # u
 
-        by_gate = gates.view(len(gates), 4, first_c.shape[1])
+        by_gate = gates.view(len(gates), 4, c.rows.shape[1])
         plan = list(
             zip(
                 steps.in_order(gates),
@@ -80,35 +69,32 @@ class LSTMLayer(torch.autograd.Function):
                 i_and_f.sigmoid_()
                 g.tanh_()
                 o.sigmoid_()
-                torch.mul(f, c_before, out=c_after)
-                c_after.addcmul_(i, g)
+                torch.mul(f, c_before, out=c_after).addcmul_(i, g)
                 torch.tanh(c_after, out=tanh)
                 torch.mul(o, tanh, out=u)
                 if projection is not None:
                     torch.mm(u, projection, out=h_after)
                 h.hand_on(step)
                 c.hand_on(step)
+        return (h.rows, c.rows), (gates, h.previous, c.previous, tanh_c)
 
-        ctx.save_for_backward(
-            inputs, gates, h.previous, c.previous, tanh_c, weights.input, weights.hidden, weights.projection
-        )
-        ctx.weights, ctx.steps, ctx.on_products = weights, steps, on_products
-        ctx.set_materialize_grads(False)
-        return steps.shaped(h.rows), steps.last(h.rows), steps.last(c.rows)
-
-    @staticmethod
-    @backward_pass
     def backward(
-        ctx: Any, d_outputs: Tensor | None, d_last_h: Tensor | None, d_last_c: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """Gradients of inputs and first states; the weights\' go out as products."""
-        inputs, gates, h_before, c_before, tanh_c, w_input, w_hidden, w_projection = ctx.saved_tensors
-        steps: Steps = ctx.steps
-        need_inputs, need_h, need_c = ctx.needs_input_grad[:3]
+        self,
+        kept: Kept,
+        d_outputs: Tensor | None,
+        d_last: Sequence[Tensor | None],
+        weights: Weights,
+        steps: Steps,
+        *,
+        need_first: bool,
+        d_inputs: Tensor | None,
+    ) -> WayBack:
+        """See `Cell`."""
+        gates, h_before, c_before, tanh_c = kept
         d_gates, dc_over_dh = torch.empty_like(gates), torch.empty_like(tanh_c)
-        d_projected = None if w_projection is None else torch.empty_like(h_before)
-        d_h, d_c = steps.running(d_last_h, h_before), steps.running(d_last_c, c_before)
-        d_inputs = gates.new_empty((len(gates), w_input.shape[1])) if need_inputs else None
+        projection = weights.projection
+        d_projected = None if projection is None else torch.empty_like(h_before)
+        d_h, d_c = steps.running(d_last[0], h_before), steps.running(d_last[1], c_before)
 
         gate_shape = (len(gates), 4, c_before.shape[1])
         by_gate, d_by_gate = gates.view(gate_shape), d_gates.view(gate_shape)
@@ -142,29 +128,17 @@ class LSTMLayer(torch.autograd.Function):
                 if d_output is not None:
                     dh.add_(d_output)
                 du = dh
-                if d_projection is not None:
+                if projection is not None and d_projection is not None:
                     d_projection.copy_(dh)
-                    du = torch.mm(dh, w_projection)
+                    du = torch.mm(dh, projection)
                 dc.addcmul_(du, carry)
                 d_ifg.mul_(dc_for_three)
                 d_o.mul_(du)
                 dc.mul_(forget)
-                if step > 0 or need_h:
-                    torch.mm(d_z, w_hidden, out=dh)
+                if step > 0 or need_first:
+                    torch.mm(d_z, weights.hidden, out=dh)
             if d_input_blocks is not None:
-                torch.mm(d_z_block, w_input, out=d_input_blocks[number])
+                torch.mm(d_z_block, weights.input, out=d_input_blocks[number])
 
-        g_gates = steps.padded(d_gates)
-        weights: Weights = ctx.weights
-        weights.report(ctx.on_products, (steps.inputs(inputs), g_gates), (steps.padded(h_before), g_gates))
-        if d_projected is not None:
-            weights.report_projection(ctx.on_products, steps.padded(by_gate[:, 3] * tanh_c), steps.padded(d_projected))
-        return (
-            None if d_inputs is None else steps.shaped(d_inputs),
-            d_h if need_h else None,
-            d_c if need_c else None,
-            None,
-            None,
-            None,
-            None,
-        )
+        projected = None if d_projected is None else (by_gate[:, 3] * tanh_c, d_projected)
+        return WayBack(d_first=(d_h, d_c), before=h_before, d_gates=d_gates, projected=projected)

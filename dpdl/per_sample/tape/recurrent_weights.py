@@ -1,6 +1,6 @@
 """The weights of one layer and direction of a recurrent network, and how their gradients are reported.
 
-Axes: t position, b sequence, i input, h hidden, p output of the layer.
+Axes: t position, b sequence, i input, h hidden, o output of a weight, p output of the layer.
 """
 
 from __future__ import annotations
@@ -11,17 +11,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["OnProducts", "Weights"]
+__all__ = ["OnProducts", "Products", "Weights"]
 
-OnProducts = Callable[[int, Tensor | None, Tensor], None]
-"""Called as (position among the flat weights, a [t, b, i] or None for a bias, g [t, b, o])."""
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """What some weights of one layer and direction receive, all from the same gradient.
+
+    sum_t g[t, b] outer a[t, b] is the gradient of sequence b for a matrix with operand a, sum_t g[t, b] for a bias.
+    All may be views with any strides, and none is to be written to.
+
+    Attributes:
+        g: gradient of what the matrices produce, [t, b, o].
+        operands: for each matrix its position among the flat weights, and what it was multiplied by, [t, b, i].
+        biases: positions of the biases.
+    """
+
+    g: Tensor
+    operands: tuple[tuple[int, Tensor], ...]
+    biases: tuple[int, ...] = ()
+
+
+OnProducts = Callable[[Products], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """Constants for autograd, and where they stand among the flat weights.
 
-    Args:
+    Attributes:
         input: [gates * h, i].
         hidden: [gates * h, p].
         input_bias: [gates * h], or None.
@@ -38,6 +56,16 @@ class Weights:
     position: int
 
     @property
+    def bias_positions(self) -> tuple[int, ...]:
+        """Positions of the input's and the hidden bias, where there are any."""
+        return () if self.input_bias is None else (self.position + 2, self.position + 3)
+
+    @property
+    def projection_position(self) -> int:
+        """Position of `projection`."""
+        return self.position + 2 + len(self.bias_positions)
+
+    @property
     def biases(self) -> Tensor | None:
         """Sum of the two biases, for cells that only ever add them."""
         if self.input_bias is None or self.hidden_bias is None:
@@ -50,22 +78,3 @@ class Weights:
             torch.mm(rows, self.input.t(), out=out)
         else:
             torch.addmm(bias, rows, self.input.t(), out=out)
-
-    def report(self, on_products: OnProducts, inputs: tuple[Tensor, Tensor], hidden: tuple[Tensor, Tensor]) -> None:
-        """Hand out the products of both matrices and, where there are any, of their biases.
-
-        Args:
-            on_products: who takes them.
-            inputs: (a, g) of `input`.
-            hidden: (a, g) of `hidden`.
-        """
-        pairs = [inputs, hidden]
-        for offset, (a, g) in enumerate(pairs):
-            on_products(self.position + offset, a.detach(), g)  # a layer's inputs may have a graph behind them
-        if self.input_bias is not None:
-            for offset, (_, g) in enumerate(pairs, start=2):
-                on_products(self.position + offset, None, g)
-
-    def report_projection(self, on_products: OnProducts, a: Tensor, g: Tensor) -> None:
-        """Hand out the products of `projection`."""
-        on_products(self.position + (2 if self.input_bias is None else 4), a, g)

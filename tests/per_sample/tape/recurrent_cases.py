@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.overrides import TorchFunctionMode
 
 from dpdl.per_sample.tape.recurrent import run_recurrent
+from dpdl.per_sample.tape.recurrent_weights import Products
 
 KINDS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -24,6 +25,7 @@ class Intercept(TorchFunctionMode):
         super().__init__()
         self.calls = 0
         self.products: dict[int, tuple[Tensor | None, Tensor]] = {}
+        self.reported: list[tuple[int, ...]] = []  # positions of the weights of each report
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
@@ -45,12 +47,14 @@ class Intercept(TorchFunctionMode):
             **{"batch_first": False, **dict(zip(names, rest, strict=False))},
         )
 
-    def keep(self, position: int, a: Tensor | None, g: Tensor) -> None:
-        assert position not in self.products
-        assert a is None or a.shape[:2] == g.shape[:2]
-        assert not g.requires_grad
-        assert a is None or not a.requires_grad
-        self.products[position] = a, g
+    def keep(self, products: Products) -> None:
+        assert not products.g.requires_grad
+        self.reported.append((*(position for position, _ in products.operands), *products.biases))
+        for position, a in (*products.operands, *((position, None) for position in products.biases)):
+            assert position not in self.products
+            assert a is None or a.shape[:2] == products.g.shape[:2]
+            assert a is None or not a.requires_grad
+            self.products[position] = a, products.g
 
     def gradient(self, position: int, sequence: int, like: Tensor) -> Tensor:
         if position not in self.products:

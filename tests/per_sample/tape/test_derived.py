@@ -257,8 +257,8 @@ def test_norms_of_an_arrangement_are_taken_without_pulling_back(monkeypatch: pyt
     pulled: list[str] = []
     original = gradients.TapeGradients._rows_behind
 
-    def seen(self: gradients.TapeGradients, index: Tensor) -> dict[str, Tensor]:
-        rows = original(self, index)
+    def seen(self: gradients.TapeGradients, parts: Any, index: Tensor) -> dict[str, Tensor]:
+        rows = original(self, parts, index)
         pulled.extend(rows)
         return rows
 
@@ -271,9 +271,14 @@ def test_norms_of_an_arrangement_are_taken_without_pulling_back(monkeypatch: pyt
         (part,) = forward.pull_back({0: cotangents_of([tuple(forward.outputs[0].shape)])[0]})
         part.norms()
 
-    for name in ("transposed", "two halves", "strided", "columns", "split", "a view of a view"):
+    for name in ("transposed", "two halves", "strided", "columns", "split", "a view of a view", "exp", "standardised"):
         norms(name)
         assert not pulled, name
-    for name in ("overlapping slices", "a slice and the whole", "exp", "row as a scale and in the weight"):
+    for name in (
+        "overlapping slices",
+        "a slice and the whole",
+        "softmax of weights",
+        "row as a scale and in the weight",
+    ):
         norms(name)
         assert "w" in pulled, name

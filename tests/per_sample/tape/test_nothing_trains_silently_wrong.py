@@ -18,7 +18,7 @@ import dpdl
 from dpdl.errors import EngineMismatchError, ModelError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.self_check import refuse_mismatch
-from dpdl.per_sample.tape import TapeEngine, gradients, recorder
+from dpdl.per_sample.tape import TapeEngine, gradients, recorder, rowwise
 from dpdl.per_sample.tape.batch_axis import BatchAxis
 from dpdl.per_sample.tape.contribution import Contribution, Materialized
 from dpdl.per_sample.tape.refusal import TapeRefusal
@@ -65,6 +65,12 @@ def answer(method: str, change: Callable[[Tensor], Tensor]) -> Break:
 
         if family.derived and method == "norms_squared":
             patch.setattr(gradients, "squared_norms", lambda rows: change(rows.flatten(1).square().sum(1)))
+            original = rowwise.RowwisePullBack.norms_squared
+            patch.setattr(
+                rowwise.RowwisePullBack,
+                "norms_squared",
+                lambda self, part: (change(original(self, part)[0]), original(self, part)[1]),
+            )
             return
         for kind in contributions():
             patch.setattr(kind, method, changed(getattr(kind, method)))

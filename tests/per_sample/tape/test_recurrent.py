@@ -65,6 +65,42 @@ def test_float32_forward_equals_torch(kind: str) -> None:
     close(actual, expected, 1e-6)
 
 
+def lstm_error(scale: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Largest error of an LSTM's outputs, and their largest value, with weights made smaller or larger."""
+    module, inputs = Case(kind="lstm").module(), torch.randn(40, 4, 3).to(dtype).double()
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.copy_((scale * weight).to(dtype).double())
+        expected = module(inputs)[0]
+        with Intercept():
+            actual = module.to(dtype)(inputs.to(dtype))[0]
+    return float((actual.double() - expected).abs().max()), float(expected.abs().max())
+
+
+def test_float32_error_of_an_lstm_is_that_of_values_near_one() -> None:
+    for scale in (3.0, 1.0, 0.1, 0.01):
+        error, _ = lstm_error(scale, torch.float32)
+        assert error < 4 * torch.finfo(torch.float32).eps
+
+
+def test_bfloat16_keeps_the_digits_of_small_values() -> None:
+    error, largest = lstm_error(0.02, torch.bfloat16)
+    assert error < 0.05 * largest
+
+
+@pytest.mark.parametrize("size", [1e5, torch.inf])
+def test_gates_of_an_lstm_saturate(size: float) -> None:
+    module = Case(kind="lstm", lengths=(2,)).module().float()
+    inputs = torch.full((2, 1, 3), size)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.copy_(weight.abs() + 0.01)
+        with Intercept():
+            outputs = module(inputs)[0]
+    torch.testing.assert_close(outputs[0], torch.full((1, 5), 1.0).tanh())
+    torch.testing.assert_close(outputs[1], torch.full((1, 5), 2.0).tanh())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_products(kind: str) -> None:
     module, mode, inputs = Case(kind=kind, layers=2).module(), Intercept(), torch.randn(30, 1, 3)
@@ -105,11 +141,21 @@ def test_inputs_without_gradient_are_enough(kind: str) -> None:
     assert sorted(mode.products) == [0, 1, 2, 3]
 
 
-def test_the_same_gradient_object_for_weights_that_share_it() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_share_a_gradient_are_reported_together(kind: str) -> None:
     mode = Intercept()
     with mode:
-        Case(kind="lstm").module()(torch.randn(4, 3, 3, dtype=torch.float64))[0].sum().backward()
-    assert len({id(g) for _, g in mode.products.values()}) == 1
+        Case(kind=kind).module()(torch.randn(4, 3, 3, dtype=torch.float64))[0].sum().backward()
+    assert mode.reported == ([(0, 2), (1, 3)] if kind == "gru" else [(0, 1, 2, 3)])
+
+
+def test_a_projection_is_reported_by_itself() -> None:
+    for biases, expected in ((True, [(0, 1, 2, 3), (4,)]), (False, [(0, 1), (2,)])):
+        mode = Intercept()
+        with mode:
+            module = Case(kind="lstm", projection=2, biases=biases).module()
+            module(torch.randn(4, 3, 3, dtype=torch.float64))[0].sum().backward()
+        assert mode.reported == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

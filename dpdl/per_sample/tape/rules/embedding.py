@@ -7,7 +7,8 @@ the norm, and added to the table's rows for the weighted sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -150,19 +151,19 @@ def embedding(
     """torch.embedding, which F.embedding ends in; padding_idx -1 is none."""
     if scale_grad_by_freq:
         return NotImplemented  # divides by counts over the batch
-    return _looked_up(call, weight, indices, None if padding_idx < 0 else padding_idx)
+    return _looked_up(call, weight, indices, None if padding_idx < 0 else padding_idx, torch.embedding)
 
 
 def index_select(call: RuleCall, weight: Tensor, dim: int, index: Tensor) -> Any:
     """Rows of a learned table by index_select."""
-    return _looked_up(call, weight, index, None) if dim == 0 else NotImplemented
+    return _looked_up(call, weight, index, None, _selected) if dim == 0 else NotImplemented
 
 
 def getitem(call: RuleCall, weight: Tensor, index: Any) -> Any:
     """Rows of a learned table by one tensor of integers."""
     if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
         return NotImplemented
-    return NotImplemented if index.dtype == torch.uint8 else _looked_up(call, weight, index, None)
+    return NotImplemented if index.dtype == torch.uint8 else _looked_up(call, weight, index, None, operator.getitem)
 
 
 def embedding_bag(
@@ -215,12 +216,21 @@ def embedding_bag(
     return call.tap(output, kept, contributions, source)
 
 
-def _looked_up(call: RuleCall, weight: Tensor, indices: Tensor, padding: int | None) -> Any:
+def _selected(table: Tensor, index: Tensor) -> Tensor:
+    return table.index_select(0, index)
+
+
+def _looked_up(
+    call: RuleCall,
+    weight: Tensor,
+    indices: Tensor,
+    padding: int | None,
+    look_up: Callable[[Tensor, Tensor], Tensor],
+) -> Any:
     source, axis, output_axis = call.source(weight), call.axis(indices), call.output_axis
     if source is None or axis is None or output_axis is None or weight.ndim < 1:
         return NotImplemented
-    table = call.constant(weight)
-    output = table[indices]  # takes negative indices too, where they are allowed
+    output = look_up(call.constant(weight), indices)
     shape = weight.shape
 
     def contributions(kept: tuple[Tensor, ...], gradient: Tensor) -> Iterable[tuple[Source, Contribution]]:

@@ -2,7 +2,8 @@
 
 Axes: n example, k rows of an example, c what scale and shift are learned for, the rest positions. With x the
 normalised input and g the gradient of the output, the scale receives the sum of g x over positions and the shift
-that of g. The normalised input is computed again when g arrives: cheaper than keeping it.
+that of g. The normalised input is computed again when g arrives: cheaper than keeping it. Group norms keep their means
+and deviations instead, where PyTorch's own kernel can take both sums in one pass.
 """
 
 from __future__ import annotations
@@ -59,10 +60,66 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:
+    if weight is not None and bias is not None and _takes_statistics(call, input, weight, bias):
+        return _group_norm_by_statistics(call, input, num_groups, weight, bias, eps)
+
     def normalise(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
         return torch.group_norm(x, num_groups, w, b, eps, cudnn_enabled)
 
     return _affine(call, input, normalise, weight, bias)
+
+
+def _takes_statistics(call: RuleCall, input: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether PyTorch's own kernels can be called on a group norm's operands as they are."""
+    axis = call.axis(input)
+    return (
+        call.source(weight) is not None
+        and call.source(input) is None
+        and axis is not None
+        and axis.position == 0
+        and input.ndim > 2
+        and input.is_contiguous()
+        and input.numel() > 0
+        and input.dtype in (torch.float32, torch.float64)
+        and input.dtype == weight.dtype == bias.dtype
+        and not torch.is_autocast_enabled(input.device.type)
+    )
+
+
+def _group_norm_by_statistics(
+    call: RuleCall, input: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
+) -> Any:
+    """The same with means and deviations kept, and both gradients from PyTorch's own kernel.
+
+    To it all rows together are one image of n * channels channels in n * groups groups: its gradients of scale and
+    shift are then those of each row.
+    """
+    axis, output_axis = call.axis(input), call.output_axis
+    if axis is None or output_axis is None:
+        return NotImplemented
+    of_weight, of_bias = call.source(weight), call.source(bias)
+    rows, channels = input.shape[:2]
+    positions = input[0, 0].numel()
+    output, mean, deviation = torch.native_group_norm(
+        input, call.constant(weight), call.constant(bias), rows, channels, positions, groups, eps
+    )
+
+    def contributions(kept: tuple[Tensor, ...], gradient: Tensor) -> Iterable[tuple[Source, Contribution]]:
+        x, means, inverse_deviations = kept
+        _, scale, shift = torch.ops.aten.native_group_norm_backward(
+            gradient.contiguous().view(1, rows * channels, positions),
+            x.view(1, rows * channels, positions),
+            means.view(1, rows * groups),
+            inverse_deviations.view(1, rows * groups),
+            x.new_ones(rows * channels),  # it may not be left out
+            1, rows * channels, positions, rows * groups, (False, True, True),
+        )  # fmt: skip
+        for source, found in ((of_weight, scale), (of_bias, shift)):
+            if source is not None:
+                total = call.front(found.view(rows, channels), axis)  # [n, k, c]
+                yield source, Materialized(total.squeeze(1) if total.shape[1] == 1 else total.sum(1))
+
+    return call.tap(output, (input, mean.detach(), deviation.detach()), contributions, of_weight, of_bias)
 
 
 def batch_norm(

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from dpdl.per_sample.tape.batch_axis import BatchAxis
-from dpdl.per_sample.tape.contribution import Contribution, Materialized
-from dpdl.per_sample.tape.recurrent import Kind, OnProducts, run_recurrent
+from dpdl.per_sample.tape.contribution import Materialized
+from dpdl.per_sample.tape.recurrent import Kind, run_recurrent
+from dpdl.per_sample.tape.recurrent_weights import OnProducts, Products
 from dpdl.per_sample.tape.refusal import TapeRefusal
-from dpdl.per_sample.tape.rules.products import Arrangement, OuterProducts, SharedGram
+from dpdl.per_sample.tape.rules.products import Arrangement, OuterProducts, SharedGram, gram_is_cheaper
 from dpdl.per_sample.tape.rules.rule import Rule, RuleCall
 
 __all__ = ["RULES", "packed_layers"]
+
+Rows = Callable[[Tensor], Tensor]
+"""From [t, place, .] to [n, t, .], in the dtype in which sums are taken."""
 
 
 def layers(
@@ -39,23 +43,17 @@ def layers(
     products_axis = BatchAxis(position=1, order=axis.order)
 
     def rows(tensor: Tensor) -> Tensor:
-        return call.front(tensor, products_axis).flatten(1, 2)  # [n, t, .]
+        return call.front(tensor, products_axis).flatten(1, 2)
 
-    states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-    states = tuple(call.constant(state) for state in states)
-    return run_recurrent(
-        kind,
+    run = _prepared(call, kind, hx, flat_weights, rows)
+    return run(
         input,
-        states if kind == "lstm" else states[0],
-        [call.constant(weight) for weight in flat_weights],
         has_biases=has_biases,
         num_layers=num_layers,
         dropout=dropout,
         training=train,
         bidirectional=bidirectional,
         batch_first=batch_first,
-        anchor=call.anchor,
-        on_products=_receiver(call, flat_weights, rows),
     )
 
 
@@ -77,8 +75,8 @@ def packed_layers(
     Args:
         order: which example is at each place of the packing, [n]; None: each at its own.
     """
-    states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-    if int(batch_sizes[0]) != call.examples or any(call.source(t) is not None for t in (data, *states)):
+    data_and_states = (data, hx) if isinstance(hx, Tensor) else (data, *hx)
+    if int(batch_sizes[0]) != call.examples or any(call.source(t) is not None for t in data_and_states):
         raise TapeRefusal(f"a packing of {int(batch_sizes[0])} sequences of {call.examples} examples is not understood")
     places = None if order is None else torch.argsort(order)
 
@@ -86,12 +84,9 @@ def packed_layers(
         wide = call.widened(tensor).transpose(0, 1)  # [place, t, .]
         return wide if places is None else wide[places]
 
-    kind = _KINDS[call.function]
-    return run_recurrent(
-        kind,
+    run = _prepared(call, _KINDS[call.function], hx, flat_weights, rows)
+    return run(
         data,
-        states if kind == "lstm" else states[0],
-        [call.constant(weight) for weight in flat_weights],
         has_biases=has_biases,
         num_layers=num_layers,
         dropout=dropout,
@@ -99,36 +94,44 @@ def packed_layers(
         bidirectional=bidirectional,
         batch_first=False,
         batch_sizes=batch_sizes,
+    )
+
+
+def _prepared(
+    call: RuleCall, kind: Kind, hx: Tensor | Sequence[Tensor], flat_weights: Sequence[Tensor], rows: Rows
+) -> Callable[..., tuple[Tensor, ...]]:
+    """`run_recurrent` on constants, with what its weights receive handed on to their sources."""
+    states = (hx,) if isinstance(hx, Tensor) else hx
+    return partial(
+        run_recurrent,
+        kind,
+        hx=[call.constant(state) for state in states],
+        flat_weights=[call.constant(weight) for weight in flat_weights],
         anchor=call.anchor,
         on_products=_receiver(call, flat_weights, rows),
     )
 
 
-def _receiver(call: RuleCall, flat_weights: Sequence[Tensor], rows: Callable[[Tensor], Tensor]) -> OnProducts:
-    """What hands the layers' products on to the weights' sources.
-
-    Args:
-        rows: from [t, place, .] to [n, t, .].
-    """
+def _receiver(call: RuleCall, flat_weights: Sequence[Tensor], rows: Rows) -> OnProducts:
     sources = [call.source(weight) for weight in flat_weights]
     call.uses(*sources)
-    latest: list[tuple[Tensor, Tensor, SharedGram]] = []  # g as it came, as rows, and what its weights share
 
-    def on_products(position: int, a: Tensor | None, g: Tensor) -> None:
-        source = sources[position]
-        if source is None:
-            return
-        if not latest or latest[0][0] is not g:
-            latest[:] = [(g, rows(g), SharedGram(2))]
-        _, g, shared = latest[0]  # [n, t, o]
-        contribution: Contribution
-        if a is None:
-            contribution = Materialized(g.sum(1))
-        else:
-            a = rows(a)
-            arrangement = Arrangement(shape=(g.shape[2], a.shape[2]), order=(0, 1))
-            contribution = OuterProducts(a.unsqueeze(1), g.unsqueeze(1), arrangement, shared=shared)
-        call.receive(source, contribution)
+    def on_products(products: Products) -> None:
+        g = rows(products.g)
+        operands = [(source, rows(a)) for position, a in products.operands if (source := sources[position]) is not None]
+        n, t, outputs = g.shape
+        # The weights have one Gram matrix of g in common, so it pays for all of them or for none.
+        as_gram = gram_is_cheaper((n, 1, t, sum(a.shape[2] for _, a in operands), outputs))
+        shared = SharedGram(len(operands) if as_gram else 1)
+        for source, a in operands:
+            arrangement = Arrangement(shape=(outputs, a.shape[2]), order=(0, 1))
+            a, g_of_all = a.unsqueeze(1), g.unsqueeze(1)
+            call.receive(source, OuterProducts(a, g_of_all, arrangement, keeps_operands=as_gram, shared=shared))
+        biases = [source for position in products.biases if (source := sources[position]) is not None]
+        if biases:
+            of_all = Materialized(g.sum(1))  # with its norms, which are so taken once
+            for source in biases:
+                call.receive(source, of_all)
 
     return on_products
 

@@ -1,0 +1,1 @@
+"""Facades: the public names of other libraries, driving this one's parts."""

@@ -1,0 +1,1 @@
+"""Submodules under the names that Opacus gives them."""
