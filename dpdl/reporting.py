@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from importlib import metadata
 
@@ -10,26 +11,27 @@ import scipy
 import torch
 
 from dpdl.ledger import Account, Ledger
+from dpdl.noise import total_variation
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport, rounded_up, shown_delta
 from dpdl.run_state import STEP
 
 __all__ = ["report_of"]
 
+LARGEST_EXPONENT = 700.0  # e to a larger one is not a double
+
 ASSUMPTIONS = (
     "one record of the dataset is one example; a person with several records is protected less",
     "only the trained weights and this report leave the private side: losses, accuracies on training data "
     "and diagnostics do not",
     "settings were not chosen by trying them on the same private data; other runs on it add to the total",
-    "noise is added on a grid before rounding; how far it is from exact Gaussians is not in delta, to which it adds "
-    "less than 1e-6 for ten million parameters, 10,000 steps and epsilon 3",
     "the model treats examples as it did when that was checked, on the first batch and now and then (engines loop and "
     "vmap compute each example on its own, whatever the model does)",
 )
 
 
 def report_of(
-    plan: PrivacyPlan, ledger: Ledger, *, delta: float, secure: bool, notes: tuple[str, ...]
+    plan: PrivacyPlan, ledger: Ledger, *, delta: float, parameters: int, secure: bool, notes: tuple[str, ...]
 ) -> PrivacyReport:
     """The report at `delta` of what the ledger holds.
 
@@ -37,6 +39,7 @@ def report_of(
         plan: what the run is held to.
         ledger: what has happened; it may lie within the dataset's.
         delta: in (0, 1).
+        parameters: how many numbers a step releases.
         secure: whether randomness came from keys that nobody knows.
         notes: further remarks, without a full stop.
     """
@@ -74,7 +77,7 @@ def report_of(
         max_grad_norm=plan.max_grad_norm,
         expected_batch_size=plan.expected_batch_size,
         secure_randomness=secure,
-        assumptions=ASSUMPTIONS,
+        assumptions=(*ASSUMPTIONS, _of_the_noise(bounds.upper, ledger.count(STEP), parameters)),
         notes=notes,
         versions={
             "dpdl": metadata.version("dpdl"),
@@ -84,6 +87,15 @@ def report_of(
             "python": platform.python_version(),
         },
         dataset_epsilon=of_all,
+    )
+
+
+def _of_the_noise(epsilon: float, steps: int, parameters: int) -> str:
+    """What the distance of the noise from exact Gaussians adds, as `dpdl.noise.normals` proves."""
+    more = min(1.0, (1 + math.exp(min(epsilon, LARGEST_EXPONENT))) * total_variation(steps * parameters))
+    return (
+        f"noise is added on a grid before rounding; how far {steps} steps of {parameters} numbers are from exact "
+        f"Gaussians is not in delta, to which it adds at most {more:.1g}"
     )
 
 

@@ -41,6 +41,10 @@ OPTIONAL = {
     "matplotlib": {"dpdl/report/plot.py", "accountants/commands/figure.py"},
     "mlxtend": {"dpdl/data/demo_digits.py"},
     "PIL": {"dpdl/data"},
+    "transformers": {"dpdl/integrations"},
+    "accelerate": {"dpdl/integrations"},
+    "lightning": {"dpdl/integrations"},
+    "pytorch_lightning": {"dpdl/integrations"},
     "safetensors": {"dpdl/checkpoint_format.py"},
 }
 # In the inner rings, besides the standard library and the project itself.

@@ -214,6 +214,20 @@ def test_json_holds_the_claim_and_all_that_it_rests_on() -> None:
     assert all(isinstance(text, str) for text in [*values["assumptions"], *values["notes"]])
 
 
+def test_the_distance_of_the_noise_from_exact_gaussians_is_stated_for_the_run_at_hand() -> None:
+    private = small_run(noise_multiplier=1.0, steps=9)
+    for batch in private.loader:
+        train_on(private, batch)
+    report = private.optimizer.report(DELTA)
+    numbers = sum(p.numel() for p in private.model.parameters())
+    count = report.steps * numbers
+    assert count > 0
+    more = (1 + math.exp(report.epsilon)) * (count * 2**-80 + count**0.5 * 2**-43)
+    (stated,) = [text for text in report.assumptions if "exact Gaussians" in text]
+    assert f"{report.steps} steps of {numbers} numbers" in stated
+    assert float(stated.rsplit(" ", 1)[1]) == pytest.approx(more, rel=0.5)
+
+
 def test_json_has_no_infinity_where_there_is_no_guarantee() -> None:
     values = strict(trained(noise_multiplier=0.0).optimizer.report(DELTA).to_json())
     assert values["epsilon"] == "inf"

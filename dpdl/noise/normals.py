@@ -72,7 +72,7 @@ from torch import Tensor
 from dpdl.errors import ParameterError
 from dpdl.secure_random import RandomStream
 
-__all__ = ["LONGEST_CHUNK", "MAX_NORMAL", "UNIT", "ChunkDrawer", "standard_normals", "whole_normals"]
+__all__ = ["LONGEST_CHUNK", "MAX_NORMAL", "UNIT", "ChunkDrawer", "standard_normals", "total_variation", "whole_normals"]
 
 UNIT = 2.0**-35  # the grid, in standard deviations
 _SMALLEST_SQUARE = 2.0**-400  # added to u^2, which is 0 or at least 2^-318, so that u = 0 has a radius too
@@ -86,6 +86,11 @@ LONGEST_CHUNK = 2 * _CHUNK_PAIRS
 
 _HALF = torch.tensor(0.5, dtype=torch.float64)
 _SMALLEST = torch.tensor(_SMALLEST_SQUARE, dtype=torch.float64)
+
+
+def total_variation(count: int) -> float:
+    """How far `count` values are, jointly, from the ideal at the head of this module: at most this."""
+    return count * 2.0**-80 + math.sqrt(count) * 2.0**-43
 
 
 def standard_normals(stream: RandomStream, count: int, *, step: int) -> Tensor:

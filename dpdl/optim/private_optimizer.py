@@ -286,7 +286,10 @@ class PrivateOptimizer(torch.optim.Optimizer):
     def report(self, delta: float) -> PrivacyReport:
         """What may be claimed of the run so far at `delta`; prints as a sentence."""
         notes = tuple(self._all_notes())
-        report = report_of(self.plan, self._run.ledger, delta=delta, secure=self._run.secure, notes=notes)
+        parameters = sum(p.numel() for group in self.inner.param_groups for p in group["params"])
+        report = report_of(
+            self.plan, self._run.ledger, delta=delta, parameters=parameters, secure=self._run.secure, notes=notes
+        )
         self.plan.warn_if_delta_is_large(delta)
         return report
 

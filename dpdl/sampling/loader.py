@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from dpdl.errors import LoaderError
 from dpdl.sampling.poisson import PoissonSampler
@@ -45,8 +45,8 @@ class PhysicalBatches:
         self._sampler = sampler
         self._limit = max_physical_batch_size
         self._share = share
-        self._collate = _CollateAnySize(loader.dataset, loader.collate_fn)
-        self._collate([])  # an empty batch will come; if it cannot be made, better now than in the middle
+        collate = loader.collate_fn or default_collate
+        _emptied(collate([loader.dataset[0]]))  # an empty batch will come; if it cannot be made, better now
 
     def of_steps(self, steps: range) -> Iterator[tuple[Any, int, bool]]:
         """Batches in order, each with its size and whether it is the last part of its step."""
@@ -54,7 +54,7 @@ class PhysicalBatches:
         batches = DataLoader(
             self._loader.dataset,
             batch_sampler=_Parts(self._sampler, steps, self._limit, self._share, forms),
-            collate_fn=self._collate,
+            collate_fn=self._loader.collate_fn,
             num_workers=self._loader.num_workers,
             pin_memory=self._loader.pin_memory,
             timeout=self._loader.timeout,
@@ -64,7 +64,8 @@ class PhysicalBatches:
             prefetch_factor=self._loader.prefetch_factor,
         )
         for batch in batches:
-            yield batch, *forms.popleft()
+            size, last = forms.popleft()
+            yield (batch if size else _emptied(batch)), size, last
 
 
 class _Parts:
@@ -92,20 +93,7 @@ class _Parts:
             for start in starts:
                 part = drawn[start : start + limit]
                 self._forms.append((len(part), start == starts[-1]))
-                yield part
-
-
-class _CollateAnySize:
-    """A collate function that also takes no examples: shaped as a batch of the first one, then emptied."""
-
-    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] | None) -> None:
-        self._dataset = dataset
-        self._collate = collate or default_collate
-
-    def __call__(self, examples: list[Any]) -> Any:
-        if examples:
-            return self._collate(examples)
-        return _emptied(self._collate([self._dataset[0]]))
+                yield part or [0]  # none: the first example, emptied once it is loaded
 
 
 def _emptied(batch: Any) -> Any:
