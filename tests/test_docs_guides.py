@@ -13,7 +13,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.parametrize("guide", ["several_optimizers.md", "data_parallel.md"])
-def test_the_examples_run(guide: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_run(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)  # as without torchrun
     text = (DOCS / guide).read_text()
     names: dict[str, Any] = {"__name__": "__main__"}
     with torch.random.fork_rng(devices=[]):

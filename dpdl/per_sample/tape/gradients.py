@@ -211,8 +211,8 @@ def _joined(parts: Sequence[Contribution]) -> Contribution:
     first, *others = parts
     if not others:
         return first
-    for candidate in parts:
-        joined = candidate.joined([part for part in parts if part is not candidate])
+    for k, candidate in enumerate(parts):  # by position: one object may have been received twice
+        joined = candidate.joined([*parts[:k], *parts[k + 1 :]])
         if joined is not None:
             return joined
     return Materialized(torch.stack([part.materialize() for part in parts]).sum(0))

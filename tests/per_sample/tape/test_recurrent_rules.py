@@ -92,3 +92,10 @@ def test_not_a_number_in_one_example_reaches_no_other(kind: str, form: str) -> N
     assert not dirty_norms[2].isfinite()
     for name, total in sums.items():
         assert torch.equal(dirty_sums[name], total), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_biases_that_are_one_parameter_receive_twice(kind: str) -> None:
+    module = model(kind, 3, 4)
+    module.rnn.bias_hh_l0 = module.rnn.bias_ih_l0
+    check(module, Numbers()(5, 6, 3))
