@@ -40,6 +40,8 @@ from dpdl.per_sample.tape.tap import tap
 
 __all__ = ["Recorder"]
 
+_HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
+
 
 class Recorder(TorchFunctionMode):
     """Records one forward pass.
@@ -85,6 +87,11 @@ class Recorder(TorchFunctionMode):
             result = function(*args, **kwargs)
             self._packings.see(function, args, kwargs, result)
             return result
+        if function in _HOOKS:
+            raise TapeRefusal(
+                f"a hook is put on what is made of {', '.join(involved[0].parameters)}; it may change each example's "
+                "gradient in a way that is not linear"
+            )
         args, kwargs = by_position(function, args, kwargs)
         rule = RULES.get(function)
         if rule is None and (body := body_of(function)) is not None:

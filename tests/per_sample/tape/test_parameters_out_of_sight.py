@@ -168,3 +168,14 @@ def test_parameters_held_in_a_list() -> None:
     assert_same(found, truth(direct, (x,)), torch.float64)
     with pytest.raises(ModelError, match="'a'"):  # engines that hand parameters in would not reach the list
         dpdl.per_sample_gradients(model, _loss, x, None, engine="auto", loss_reduction="sum")
+
+
+def test_a_hook_on_a_derived_weight_is_refused_and_each_example_then_meets_it_alone() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        weight = m.first.weight - m.first.weight.mean(1, keepdim=True)
+        if weight.requires_grad:
+            weight.register_hook(lambda gradient: gradient / gradient.norm().clamp_min(0.1))
+        return x @ weight.t()
+
+    refusal, _ = outside(forward, Numbers()(5, 4))
+    assert "a hook is put on what is made of first.weight" in refusal
