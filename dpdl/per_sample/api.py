@@ -149,9 +149,9 @@ def _backward(
     batch = ExampleBatch.from_call(args, kwargs)
     runner = PerSampleRunner(model, Execution(engine=engine, loss_reduction=loss_reduction))
     targets = runner.begin_batch(targets, batch.size)
-    passages: list[Passage] = []  # one, once the loss has gone backward
+    passages: dict[Passage, None] = {}  # one, once the loss has gone backward
     with torch.enable_grad():
-        loss = loss_fn(runner.forward(batch, _trainable(model), passages.append), targets)
+        loss = loss_fn(runner.forward(batch, _trainable(model), passages.setdefault), targets)
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         raise LossError(
             f"loss_fn must return one number for the batch, got {getattr(loss, 'shape', type(loss).__name__)}. "
@@ -159,4 +159,4 @@ def _backward(
         )
     if loss.requires_grad:
         loss.backward()
-        visit_gradients(passages, visit)
+        visit_gradients(list(passages), visit)

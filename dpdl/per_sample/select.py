@@ -75,7 +75,7 @@ def select_engine(
         try:
             reason = why_not(engine, batch, trainable, checked=checked)
         except EngineMismatchError as mismatch:
-            if name != "auto":
+            if name != "auto" or engine is loop:  # what the loop disagrees with is the model's own doing
                 raise
             reason = str(mismatch)
         if reason is None:

@@ -359,3 +359,32 @@ def test_norms_of_many_equal_rows_in_a_bag_do_not_fall_short() -> None:
     norms = dpdl.per_sample_norms(bag, lambda o, _: (0.1 * o).sum(), words, None, engine="tape", loss_reduction="sum")
     true = float(torch.tensor(0.1)) * math.sqrt(20_000 * 4)
     assert float(flat_weights(norms, max_grad_norm=1.0).double().max()) * true <= 1 + 1e-7
+
+
+@pytest.mark.parametrize("engine", ["auto", "tape", "vmap", "loop"])
+def test_a_forward_that_depends_on_the_size_of_the_batch_is_refused_in_words(engine: EngineName) -> None:
+    class Divided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) / x.shape[0]
+
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(ModelError, match="disagrees" if engine == "tape" else "how many examples"):
+        dpdl.per_sample_gradients(Divided(), F.cross_entropy, x, y, engine=engine)
+
+
+def test_a_loss_that_goes_backward_by_itself_too_counts_both() -> None:
+    model, x, y = nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+
+    def loss(outputs: Tensor, classes: Tensor) -> Tensor:
+        value = F.cross_entropy(outputs, classes)
+        value.backward(retain_graph=True)
+        return value
+
+    once = dpdl.per_sample_gradients(model, F.cross_entropy, x, y)
+    twice = dpdl.per_sample_gradients(model, loss, x, y)
+    for name, gradient in once.items():
+        torch.testing.assert_close(twice[name], 2 * gradient)
