@@ -62,6 +62,9 @@ class Execution:
     def __post_init__(self) -> None:
         if self.engine not in get_args(EngineName):
             raise ParameterError(f"engine must be one of {get_args(EngineName)}, got {self.engine!r}.")
+        for name in ("self_check", "compile", "data_parallel"):
+            if type(getattr(self, name)) is not bool:
+                raise ParameterError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         if self.compile:
             raise ParameterError("compile=True: no engine of this version can be compiled. Leave it False.")
         if self.loss_reduction not in get_args(LossReduction):

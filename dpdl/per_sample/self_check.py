@@ -95,10 +95,16 @@ def _refuse_other_ways_to_parameters(module: nn.Module, rows: ExampleBatch, trai
     A view of it that was stored before, say: engines that exchange parameters would leave it untrained.
     """
     one = rows.rows(slice(0, 1))
-    kept = [(p, p.grad) for p in module.parameters()]  # backward reaches those of other optimizers too
+    # Backward reaches those of other optimizers too, and hooks: one that updates at once would take a step on this
+    # one example's gradient.
+    kept = [(p, p.grad) for p in module.parameters()]
+    hooks = [each for p in module.parameters() for each in (p._backward_hooks, p._post_accumulate_grad_hooks) if each]
+    of_users = [dict(each) for each in hooks]
     try:
         for p, _ in kept:
             p.grad = None
+        for each in hooks:
+            each.clear()
         args, kwargs = one.copy().call_arguments()
         with torch.enable_grad(), BorrowedState(module), isolated_randomness(rows.device):
             outputs = [t for t in tree_leaves(module(*args, **kwargs)) if is_differentiable(t) and t.requires_grad]
@@ -110,6 +116,8 @@ def _refuse_other_ways_to_parameters(module: nn.Module, rows: ExampleBatch, trai
     finally:
         for p, gradient in kept:
             p.grad = gradient
+        for each, users in zip(hooks, of_users, strict=True):
+            each.update(users)
     loop = LoopEngine(module)
     forward = loop.forward(one.copy(), trainable)
     ones = {i: torch.ones_like(leaf) for i, leaf in enumerate(forward.outputs) if is_differentiable(leaf)}

@@ -40,6 +40,7 @@ from dpdl.per_sample.tape.tap import tap
 
 __all__ = ["Recorder"]
 
+PARTS = 8  # of a batch, where a copy of it is to be avoided
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
@@ -202,8 +203,10 @@ class Recorder(TorchFunctionMode):
             if not self.rehearsal.is_over:
                 self.rehearsal.take(contribution.norms_squared(), source.parameters)
                 return
-            everything = torch.arange(self.examples, device=source.tensor.device)
-            self.rehearsal.take(contribution.rows(everything).norms_squared(), source.parameters)
+            # Of copies, a few examples at a time: what is received must keep its operands, and memory its bounds.
+            some = torch.arange(self.examples, device=source.tensor.device).split(-(-self.examples // PARTS))
+            squares = torch.cat([contribution.rows(index).norms_squared() for index in some])
+            self.rehearsal.take(squares, source.parameters)
         self.received.setdefault(source, []).append(contribution)
         if self.norms_on_the_way and source.moved and self._uses[source.parameters[0]] == 1:
             contribution.norms_squared()

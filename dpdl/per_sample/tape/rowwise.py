@@ -113,7 +113,7 @@ class RowwisePullBack:
         columns = 1 if slots is None else slots.shape[2]
         total, bound = torch.zeros_like(squares), torch.zeros_like(squares)
         for form in self._forms:
-            size = torch.zeros_like(squares)
+            size = lengths * form.lost
             if form.row_scale is not None:
                 own = squares if form.scale is None else scaled[id(form.scale)]
                 total += form.row_scale.square() * own

@@ -52,6 +52,8 @@ class Form:
         row_scale: [o], what g itself is multiplied by; None: g itself does not enter.
         scale: [o, d], multiplied to that; None: ones.
         terms: what is added.
+        lost: [o], what has cancelled: so much more than the form says entered it, as an L2 norm over |g[n, o]|. It
+            counts in the rounding.
     """
 
     rows: int
@@ -59,6 +61,7 @@ class Form:
     row_scale: Tensor | None
     scale: Tensor | None = None
     terms: tuple[Term, ...] = ()
+    lost: Tensor | float = 0.0
 
     @property
     def columns(self) -> int:
@@ -83,7 +86,7 @@ class Form:
         sizes = tuple(own if size == -1 else size for size, own in zip(shape, self.shape, strict=True))
         if self.columns != 1 or self.row_scale is not None or any(term.factor is not None for term in self.terms):
             raise NotRowwise
-        return replace(self, shape=sizes)
+        return replace(self, shape=sizes, lost=self.lost * math.sqrt(math.prod(sizes) // self.rows))
 
     def summed(self, axes: Sequence[int], keep: bool) -> Form:
         """The sum over all columns."""
@@ -96,13 +99,16 @@ class Form:
         shape = tuple(1 if i in axes else size for i, size in enumerate(self.shape) if keep or i not in axes)
         if not gone:
             return replace(self, shape=shape)
-        terms = [
-            replace(t, multiplier=t.multiplier * (self.columns if t.factor is None else t.factor.sum(1)), factor=None)
-            for t in self.terms
-        ]
+        terms, lost = [], self.lost * math.sqrt(self.columns)
+        for t in self.terms:
+            total: Any = self.columns if t.factor is None else t.factor.sum(1)
+            if t.factor is not None:
+                length = math.sqrt(self.columns) if t.slot is None else torch.linalg.vector_norm(t.slot, dim=1)
+                lost = lost + t.multiplier.abs() * length * (t.factor.abs().sum(1) - total.abs())
+            terms.append(replace(t, multiplier=t.multiplier * total, factor=None))
         if self.row_scale is not None:
             terms.append(Term(multiplier=self.row_scale, slot=self.scale, factor=None))
-        return replace(self, shape=shape, row_scale=None, scale=None, terms=tuple(terms))
+        return replace(self, shape=shape, row_scale=None, scale=None, terms=tuple(terms), lost=lost)
 
     def times(self, other: Any) -> Form:
         """Multiplied by what is the same for all examples."""
@@ -115,32 +121,37 @@ class Form:
         if by_row is not None:
             row_scale = None if row_scale is None else row_scale * by_row
             return replace(
-                self, row_scale=row_scale, terms=tuple(replace(t, multiplier=t.multiplier * by_row) for t in terms)
+                self,
+                row_scale=row_scale,
+                terms=tuple(replace(t, multiplier=t.multiplier * by_row) for t in terms),
+                lost=self.lost * abs(by_row),
             )
         assert full is not None  # one of the two
         if row_scale is not None:
             scale = full if scale is None else scale * full
         terms = tuple(replace(t, factor=full if t.factor is None else t.factor * full) for t in terms)
-        return replace(self, scale=scale, terms=terms)
+        return replace(self, scale=scale, terms=terms, lost=self.lost * full.abs().amax(1))
 
     def plus(self, other: Form) -> Form:
         """The sum of two."""
         if self.shape != other.shape:
             shape = torch.broadcast_shapes(self.shape, other.shape)
             return self.expanded(shape).plus(other.expanded(shape))
-        terms = self.terms + other.terms
+        terms, lost = self.terms + other.terms, self.lost + other.lost
         if self.row_scale is None or other.row_scale is None:
             first = self if other.row_scale is None else other
-            return replace(first, terms=terms)
+            return replace(first, terms=terms, lost=lost)
         if self.scale is None and other.scale is None:
-            return replace(self, row_scale=self.row_scale + other.row_scale, terms=terms)
-        scale = sum(
-            form.row_scale.unsqueeze(1) * (1.0 if form.scale is None else form.scale)
-            for form in (self, other)
-            if form.row_scale is not None
+            both = self.row_scale + other.row_scale
+            lost = lost + (self.row_scale.abs() + other.row_scale.abs() - both.abs())
+            return replace(self, row_scale=both, terms=terms, lost=lost)
+        one, another = (
+            row_scale.unsqueeze(1) * (1.0 if scale is None else scale)
+            for row_scale, scale in ((self.row_scale, self.scale), (other.row_scale, other.scale))
         )
-        assert isinstance(scale, Tensor)
-        return replace(self, row_scale=torch.ones_like(self.row_scale), scale=scale, terms=terms)
+        one, another = torch.broadcast_tensors(one, another)
+        lost = lost + (one.abs() + another.abs() - (one + another).abs()).amax(1)
+        return replace(self, row_scale=torch.ones_like(self.row_scale), scale=one + another, terms=terms, lost=lost)
 
     def _constant(self, other: Any) -> tuple[Any, Tensor | None]:
         """A factor as one number, or one a row; or else as a number each, [o, d]."""
@@ -231,7 +242,7 @@ def _where(condition: Any, first: Any, second: Any) -> Form:
 def _masked_fill(form: Form, mask: Any, value: Any) -> Form:
     if float(value) != 0:
         raise NotRowwise
-    return _only(form).times((~_constant(mask)).to(torch.get_default_dtype()))
+    return _only(form).times(~_constant(mask))
 
 
 def _unsqueeze(form: Form, axis: int) -> Form:

@@ -46,6 +46,7 @@ BY_ROW: dict[str, Derivation] = {
     "number by number and a gain": lambda v, s: torch.tanh(v) * s.exp(),
     "two ways": lambda v, s: 0.5 * v - v.sin() + v.square().sum(REST, keepdim=True),
     "masked": lambda v, s: v * (torch.arange(v.shape[-1]) < 1) - s,
+    "masked and centred": lambda v, s: F.normalize(v.masked_fill(v.detach() > 1, 0.0).flatten(1) - 0.1).view_as(v),
     "a square": lambda v, s: v * v,
     "ratio": lambda v, s: v / (2 + s.square()),
 }

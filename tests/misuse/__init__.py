@@ -1,0 +1,1 @@
+"""Ways to use the library wrongly, and what happens."""
