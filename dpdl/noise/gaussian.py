@@ -47,7 +47,7 @@ _STD_RANGE = (1e-250, 1e250)  # beyond it, a grid unit or its reciprocal would l
 
 
 def gaussian_mechanism(
-    clipped: ClippedSum, *, noise_multiplier: float, stream: RandomStream, step: int
+    clipped: ClippedSum, *, noise_multiplier: float, stream: RandomStream, step: int, reuse: bool = False
 ) -> NoisyGradient:
     """Add N(0, (noise_multiplier * sensitivity)^2) to every coordinate of a clipped sum.
 
@@ -60,9 +60,11 @@ def gaussian_mechanism(
         stream: source of randomness, used for nothing but noise.
         step: the logical step, >= 0. **Two calls with one stream and step add the same noise, and
             their difference is not private**: the caller counts steps.
+        reuse: whether long tensors of `clipped` may be used up. They become the noisy ones, which saves their memory.
 
     Returns:
-        The noisy sum (not averaged), new tensors on the devices and in the dtypes of `clipped`, and its event.
+        The noisy sum (not averaged), on the devices and in the dtypes of `clipped`, and its event. Without `reuse` the
+        tensors are new.
 
     Guarantee:
         The Gaussian mechanism of noise multiplier s for whoever is one of the sum's examples, within the
@@ -78,7 +80,7 @@ def gaussian_mechanism(
         raise ParameterError(f"noise_multiplier must be finite and >= 0, got {noise_multiplier}.")
     if not clipped.sensitivity > 0 or (noise_multiplier > 0 and math.isinf(clipped.sensitivity)):
         raise AssertionError(f"the clipped sum's sensitivity is {clipped.sensitivity}, not positive.")
-    flat = FlatRows(clipped.tensors)
+    flat = FlatRows(clipped.tensors, reuse=reuse)
     _refuse_what_has_no_sensitivity(clipped, flat)
     event = Gaussian(noise_multiplier)
     if noise_multiplier == 0:

@@ -139,6 +139,27 @@ def test_threads_share_the_chunks_and_change_no_value(threads: Callable[[int], N
     assert not torch.equal(alone["a"][:100_000], alone["a"][200_000:300_000])
 
 
+def test_long_tensors_that_may_be_used_up_are_and_nothing_else_changes() -> None:
+    def total() -> dict[str, Tensor]:
+        long = torch.arange(200_000, dtype=torch.float32)
+        return {
+            "b": long.clone(),
+            "a": torch.ones(3),
+            "c": torch.ones(5, dtype=torch.float64),
+            "d": long.view(2, -1).t(),
+        }
+
+    fresh, used = total(), total()
+    expected = add_noise(fresh, step=4).tensors
+    got = gaussian_mechanism(
+        clipped(used), noise_multiplier=NOISE_MULTIPLIER, stream=RandomStream.from_insecure_seed(0), step=4, reuse=True
+    ).tensors
+    assert all(torch.equal(got[name], expected[name]) for name in fresh)
+    assert got["b"].data_ptr() == used["b"].data_ptr()
+    assert all(torch.equal(fresh[name], tensor) for name, tensor in total().items())
+    assert all(torch.equal(used[name], fresh[name]) for name in "acd")
+
+
 def test_noise_takes_no_array_as_long_as_the_sum(threads: Callable[[int], None]) -> None:
     total = {"weight": torch.zeros(4_000_000)}
     threads(1)
