@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from dpdl.errors import LossError, ModelError, PlanExhaustedError, StepError
+from dpdl.errors import LossError, ModelError, PlanExhaustedError, PrivacyWarning, StepError
 from tests.oracles import one_at_a_time, several_contributions
 from tests.oracles.several_contributions import Term
 from tests.several_ways import DATA, DATASET, FAKE, PLAIN, WAYS, A, B, Batch, Y, critic, one_release, three
@@ -316,7 +316,8 @@ def test_a_second_loss_that_cannot_be_run_again_is_noted() -> None:
         foreign = model(batch[1]).as_subclass(Tensor)  # no longer followed
         (foreign.square().sum(1).mean() + model(batch[0]).view(4, 3, CLASSES)[0].sum() * 0).backward()
 
-    one_release(private, train)
+    with pytest.warns(PrivacyWarning, match="taken on trust"):
+        one_release(private, train)
     assert "could not be checked" in " ".join(private.optimizer.report(1e-5).to_dict()["notes"])
 
 

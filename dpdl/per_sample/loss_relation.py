@@ -1,4 +1,4 @@
-"""Whether a loss is a mean or a sum over examples, from its gradients for a batch and for half of it."""
+"""Whether a loss is a mean or a sum over examples, from its gradients for a batch and for other examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Verdict", "relation_of"]
+__all__ = ["Verdict", "agree", "relation_of"]
 
 # Relative difference of gradients that still counts as equal, and the same in roundings of their dtype,
 # whichever is more (half precision). A mean over half of the batch is off by 1.5 at least.
@@ -24,25 +24,35 @@ BLOCK = 2**16
 Verdict = Literal["mean", "sum", "neither"]
 
 
-def relation_of(whole: Sequence[Tensor], part: Sequence[Tensor], *, size: int, half: int) -> Verdict | None:
-    """How output gradients of the same examples, among `size` and among `half` examples, are related.
+def relation_of(whole: Sequence[Tensor], part: Sequence[Tensor], *, size: int, part_size: int) -> Verdict | None:
+    """How output gradients of the same examples, among `size` and among `part_size` examples, are related.
 
     None if they are all zero, which says nothing.
     """
-    relations: dict[Verdict, float] = {"mean": size / half, "sum": 1.0}
-    squares, distances, all_zero = 0.0, dict.fromkeys(relations, 0.0), True
+    holds = _equal_after(whole, part, [size / part_size, 1.0])
+    if holds is None:
+        return None
+    return "mean" if holds[0] else "sum" if holds[1] else "neither"
+
+
+def agree(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool | None:
+    """Whether gradients are the same; None if they are all zero."""
+    holds = _equal_after(one, other, [1.0])
+    return None if holds is None else holds[0]
+
+
+def _equal_after(whole: Sequence[Tensor], part: Sequence[Tensor], factors: list[float]) -> list[bool] | None:
+    """Whether `part` is `whole` times each factor; None if all is zero."""
+    squares, distances, all_zero = 0.0, [0.0] * len(factors), True
     for a, b in _blocks(whole, part):
         all_zero = all_zero and not bool(a.any()) and not bool(b.any())
         squares += float(b.square().sum())
-        for verdict, factor in relations.items():
-            distances[verdict] += float((a * factor - b).square().sum())
+        for i, factor in enumerate(factors):
+            distances[i] += float((a * factor - b).square().sum())
     if all_zero:
         return None
     tolerance = max(TOLERANCE, *(ROUNDINGS * torch.finfo(g.dtype).eps for g in part))
-    for verdict, distance in distances.items():
-        if distance**0.5 <= tolerance * squares**0.5:
-            return verdict
-    return "neither"
+    return [distance**0.5 <= tolerance * squares**0.5 for distance in distances]
 
 
 def _blocks(whole: Sequence[Tensor], part: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

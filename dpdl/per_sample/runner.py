@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from dpdl.errors import ModelError
+from dpdl.errors import ModelError, PrivacyWarning
 from dpdl.execution import Execution
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.boundary import OnBackward, forward_with_boundary
@@ -18,7 +19,7 @@ from dpdl.per_sample.fallback import FallingBack
 from dpdl.per_sample.isolation import EXAMPLES, find_batch_norms, find_mixing, find_mixing_in_a_crowd, refuse_mixing
 from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.loop import LoopEngine
-from dpdl.per_sample.loss_trace import LossTrace, untraced
+from dpdl.per_sample.loss_trace import LossChecks, LossTrace, untraced
 from dpdl.per_sample.select import select_engine, why_not
 from dpdl.per_sample.self_check import first_finite
 from dpdl.per_sample.tape.refusal import TapeRefusal
@@ -59,7 +60,8 @@ class PerSampleRunner:
         self._saw_a_crowd = False
         self._trace: LossTrace | None = None
         self._batches = 0
-        self._confirmed_sizes: set[int] = set()
+        self._loss_checks = LossChecks(execution.loss_reduction, on_untold=self._warn_of_trust)
+        self._trusts = False  # a loss that could not be run again
         self._reduced_by_us = False
 
     @property
@@ -73,7 +75,7 @@ class PerSampleRunner:
         notes = [self._engine_note] if self._engine_note else []
         if self._engine is not None and not self.execution.self_check:
             notes.append("that the model keeps examples apart was not checked (self_check=False)")
-        if self._engine is not None and not self._confirmed_sizes and not self._reduced_by_us:
+        if self._engine is not None and not self._loss_checks.confirmed_sizes and not self._reduced_by_us:
             why = "could not be checked" if self.execution.self_check else "was not checked (self_check=False)"
             notes.append(f"that the loss is a {self.execution.loss_reduction} over examples was declared and {why}")
         return notes
@@ -89,17 +91,13 @@ class PerSampleRunner:
         self._end_trace()
         if size < 2 or not self._loss_check_is_due():
             return batch
-        self._trace = LossTrace(
-            batch_size=size,
-            loss_reduction=self.execution.loss_reduction,
-            on_checked=lambda confirmed: self._loss_was_checked(size, confirmed),
-        )
+        self._trace = LossTrace(batch_size=size, turn=self._batches, checks=self._loss_checks)
         return self._trace.follow_batch(batch)
 
     def _loss_check_is_due(self) -> bool:
         if not self.execution.self_check or self._reduced_by_us:
             return False
-        first_ones = self._batches <= LOSS_CHECKS and len(self._confirmed_sizes) < 2
+        first_ones = self._batches <= LOSS_CHECKS and len(self._loss_checks.confirmed_sizes) < 2
         return first_ones or (self._batches > LOSS_CHECKS and self._batches.bit_count() == 1)
 
     def _crowd_check_is_due(self) -> bool:
@@ -198,9 +196,17 @@ class PerSampleRunner:
         if trace is not None:
             trace.end()
 
-    def _loss_was_checked(self, size: int, confirmed: bool) -> None:
-        if confirmed:
-            self._confirmed_sizes.add(size)
+    def _warn_of_trust(self) -> None:
+        if not self._trusts:
+            warnings.warn(
+                "The loss could not be computed again from the operations that led to it (foreign code, or shapes that "
+                f"depend on the data), so that it is a {self.execution.loss_reduction} over examples, and that each "
+                "enters it alone, is taken on trust: the guarantee rests on it. Write it with torch operations on the "
+                "model's outputs and on tensors with one row an example, and it is checked.",
+                PrivacyWarning,
+                stacklevel=2,
+            )
+        self._trusts = True
 
 
 def _refuse_complex(trainable: Mapping[str, Tensor]) -> None:
