@@ -32,6 +32,8 @@ __all__ = ["Allowance", "Budget", "composed"]
 
 # Releases; they bound the search where a budget lasts almost for ever.
 MOST_AHEAD = 1 << 16  # looked ahead by a step: 0.3 s once in so many steps, where a million took 1.1 s at the first
+FEWEST_AHEAD = 16  # where there are many kinds of release, and each computation takes as many times longer
+ROUGHLY = 4  # a corner may lie this part nearer than the budget goes: each bisection less is a computation less
 MOST_COUNTED = 1 << 20  # by who asks how many remain
 
 Counts = Mapping[Event, int]
@@ -173,7 +175,8 @@ class Allowance:
             shares = {kind: n * share // total for kind, share in grown.items()}
             return _plus(counts, {**shares, event: max(shares[event], count)})
 
-        reach = _most(lambda n: self.budget.allows(ahead(n), self._relation), MOST_AHEAD)
+        limit = max(FEWEST_AHEAD, MOST_AHEAD >> 2 * max(0, len(ahead(1)) - 2))
+        reach = _most(lambda n: self.budget.allows(ahead(n), self._relation), limit, roughly=ROUGHLY)
         self._corner, self._seen = ahead(reach), dict(counts)
 
 
@@ -183,14 +186,17 @@ def _plus(counts: Counts, more: Counts) -> dict[Event, int]:
     }
 
 
-def _most(within: Callable[[int], bool], limit: int) -> int:
-    """The largest n up to `limit` with within(n), which falls from True to False once; 0 if within(1) is False."""
+def _most(within: Callable[[int], bool], limit: int, *, roughly: int | None = None) -> int:
+    """The largest n up to `limit` with within(n), which falls from True to False once; 0 if within(1) is False.
+
+    With `roughly`, one that is at most that part less.
+    """
     good, bad = 0, 1
     while within(bad):
         good, bad = bad, bad * 2
         if good >= limit:
             return good
-    while bad - good > 1:
+    while bad - good > (1 if roughly is None else max(1, good // roughly)):
         middle = (good + bad) // 2
         good, bad = (middle, bad) if within(middle) else (good, middle)
     return good

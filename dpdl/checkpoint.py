@@ -47,7 +47,8 @@ def save_checkpoint(
         extra: plain values and tensors of your own.
 
     Raises:
-        CheckpointError: `extra` holds more than plain values and tensors, or safetensors is not installed.
+        CheckpointError: it cannot be written there, `extra` holds more than plain values and tensors, or safetensors is
+            not installed.
     """
     state = {
         "model": model.state_dict(),
@@ -55,11 +56,22 @@ def save_checkpoint(
         "scheduler": None if scheduler is None else tree_map(_plain_number, scheduler.state_dict()),
         "extra": extra or {},
     }
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # what a link points to, not the link
+    try:
+        _write({"schema": _SCHEMA, "sha256": _digest(state), **state}, target)
+    except (OSError, RuntimeError) as error:  # torch has its own, for a full disk
+        raise CheckpointError(
+            f"The checkpoint {target} could not be written: {error}. What was there before is as it was. Give a "
+            "path in a folder that exists and has room."
+        ) from error
+
+
+def _write(tree: dict[str, Any], target: Path) -> None:
+    """The tree in a file of that name, whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:
-        write_tree({"schema": _SCHEMA, "sha256": _digest(state), **state}, Path(temporary), named=target)
+        write_tree(tree, Path(temporary), named=target)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         _read(temporary, named=target)

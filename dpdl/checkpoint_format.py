@@ -35,7 +35,7 @@ def write_tree(tree: dict[str, Any], file: Path, *, named: Path) -> None:
     """Write a tree to a file, in the format that its final name asks for.
 
     Raises:
-        CheckpointError: safetensors is not installed, or the tree holds what its format cannot.
+        CheckpointError: safetensors is not installed, cannot write there, or the tree holds what its format cannot.
     """
     if named.suffix != SUFFIX:
         with file.open("wb") as stream:
@@ -44,7 +44,10 @@ def write_tree(tree: dict[str, Any], file: Path, *, named: Path) -> None:
     safetensors = _safetensors()
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_skeleton(tree, tensors))
-    safetensors.torch.save_file(tensors, file, metadata={_KEY: skeleton})
+    try:
+        safetensors.torch.save_file(tensors, file, metadata={_KEY: skeleton})
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"The checkpoint {named} could not be written: {error}.") from error
 
 
 def read_tree(path: str | os.PathLike[str], *, named: Path) -> Any:

@@ -13,6 +13,7 @@
     ├── BudgetExceededError               a release would spend more than the ledger's budget
     ├── LedgerError                       a ledger file is damaged, another data set's, or under another budget
     ├── WrapError                         these objects cannot be made private (again)
+    ├── ProcessGroupError                 another process of the run has ended, or is elsewhere
     ├── CheckpointError                   a saved state is damaged or belongs to another plan
     └── DataError                         input files are missing or broken
 

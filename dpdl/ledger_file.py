@@ -22,17 +22,19 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self, SupportsIndex
 
 from accountants import Event, Interval, NeighboringRelation, PRVAccountant, arguments
+from dpdl.account import same_key
 from dpdl.budget import Allowance, Budget, composed
 from dpdl.errors import LedgerError, ParameterError
 from dpdl.journal import Journal
 from dpdl.ledger_lines import Content, Header, Returned
-from dpdl.tally import Entry, Segment, Tally
+from dpdl.process_lock import ProcessLock
+from dpdl.tally import Entry, Segment, Tally, refuse_nonsense
 
 __all__ = ["LedgerFile"]
 
@@ -63,17 +65,17 @@ class LedgerFile:
         budget: Budget | None = None,
         reserve: int = 1,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # whatever folder the process goes to later
         self.relation = NeighboringRelation.of(relation)
         self._reserve = arguments.positive_whole("reserve", reserve, remedy="Give a number of steps such as 16.")
         if budget is not None and not isinstance(budget, Budget):
             raise ParameterError(f"budget must be a Budget, got {budget!r}. Give Budget(epsilon=..., delta=...).")
-        self._tally = Tally()
         self._header: Header | None = None
-        self._held: dict[tuple[str, str], tuple[Segment, bool]] = {}  # recorded, not yet used; whether repeatable
+        self._forget()
+        self._held: dict[tuple[str, str, str], tuple[Segment, bool]] = {}  # recorded, not yet used; whether repeatable
         self._process = os.getpid()
-        self._one_thread = threading.RLock()
-        self._journal = Journal(self.path, self._take)
+        self._one_thread = ProcessLock()
+        self._journal = Journal(self.path, self._take, forget=self._forget)
         if not self.path.exists():
             self._journal.create(Header(id=secrets.token_hex(16), relation=self.relation, budget=budget))
         with self._journal.locked():
@@ -85,49 +87,70 @@ class LedgerFile:
     # ── recording ───────────────────────────────────────────────────────────────────────────────────
 
     def record(
-        self, event: Event, *, label: str = "step", run: str = "", number: int | None = None, ahead: int = 1
-    ) -> None:
+        self,
+        event: Event,
+        *,
+        label: str = "step",
+        run: str = "",
+        branch: str | None = None,
+        number: int | None = None,
+        ahead: int = 1,
+    ) -> int:
         """Append one release, which must not have left yet. When this returns, the disk has it.
 
         Args:
             event: what will be released, with the sampling in front of it.
             label: what for.
             run: whose.
-            number: among the run's releases of this label, if the same number is the same release again (a run that
-                is repeated under an insecure seed); it is then counted once. By default the next one.
+            branch: which key draws it; leave it out.
+            number: among the releases of this run, branch and label, if the same number is the same release again (a
+                run that is repeated under an insecure seed); it is then counted once. By default the next one.
             ahead: how many such releases may follow, this one included: the most that is reserved.
+
+        Returns:
+            Its number.
 
         Raises:
             BudgetExceededError: it would overspend; nothing is recorded.
-            LedgerError: the file was damaged, or something else was released under that number.
+            LedgerError: the file was damaged, something else was released under that number, or another run draws with
+                the same key.
+            ParameterError: an argument is out of range.
         """
         with self._one_thread:
-            self.claim(event, label=label, run=run, number=number, ahead=ahead)
-            held, repeatable = self._held.get((run, label), (None, False))
+            self.claim(event, label=label, run=run, branch=branch, number=number, ahead=ahead)
+            held, repeatable = self._held.get((run, branch or "", label), (None, False))
             if held is None or (number is not None and not held.first <= number < held.end):
-                return  # the same release again
+                assert number is not None
+                return number  # the same release again
             used = held.first if number is None else number
-            left = held.end - used - 1
-            self._hold((run, label), held, first=used + 1, count=left, repeatable=repeatable)
+            self._hold(held, first=used + 1, count=held.end - used - 1, repeatable=repeatable)
+            return used
 
     def claim(
-        self, event: Event, *, label: str = "step", run: str = "", number: int | None = None, ahead: int = 1
+        self,
+        event: Event,
+        *,
+        label: str = "step",
+        run: str = "",
+        branch: str | None = None,
+        number: int | None = None,
+        ahead: int = 1,
     ) -> None:
         """Record a release, arguments as in `record`, that the next `record` of the same is about.
 
         Raises:
-            BudgetExceededError, LedgerError: as `record`.
+            BudgetExceededError, LedgerError, ParameterError: as `record`.
         """
-        if not isinstance(event, Event) or not isinstance(label, str) or not isinstance(run, str):
-            raise ParameterError(f"A release is an event, a label and a run, got {event!r}, {label!r}, {run!r}.")
+        refuse_nonsense(event, label=label, run=run, branch=branch or "", number=number, ahead=ahead)
+        key = (run, branch or "", label)
         with self._one_thread:
             if os.getpid() != self._process:  # after a fork what was held is the parent's
                 self._held, self._process = {}, os.getpid()
-            if self._has(event, label, run, number):
+            if self._has(event, key, number):
                 return
             with self._journal.locked() as file:
-                if not self._has(event, label, run, number):  # others' lines have been read by now
-                    self._spend(file, event, label, run, number, ahead)
+                if not self._has(event, key, number):  # others' lines have been read by now
+                    self._spend(file, event, key, number, ahead)
 
     def adopt(self, segments: tuple[Segment, ...]) -> None:
         """Append releases that have happened elsewhere and are not here yet; no budget can undo them."""
@@ -136,8 +159,8 @@ class LedgerFile:
                 for piece in self._tally.missing(segment):
                     self._journal.append(file, piece)
 
-    def give_back(self) -> None:
-        """Take back what was recorded ahead and not used.
+    def give_back(self, run: str | None = None) -> None:
+        """Take back what was recorded ahead and not used, of one run or of all.
 
         A run under an insecure seed keeps it: the same numbers may be repeated elsewhere, uncounted.
         """
@@ -145,7 +168,7 @@ class LedgerFile:
             if os.getpid() != self._process:
                 return
             for key, (segment, repeatable) in list(self._held.items()):
-                if not repeatable:
+                if not repeatable and run in (None, segment.run):
                     with self._journal.locked() as file:
                         del self._held[key]  # first: whatever happens now, it is not used any more
                         self._journal.append(file, Returned(segment=segment))
@@ -159,12 +182,13 @@ class LedgerFile:
     ) -> None:
         self.give_back()
 
-    def _has(self, event: Event, label: str, run: str, number: int | None) -> bool:
+    def _has(self, event: Event, key: tuple[str, str, str], number: int | None) -> bool:
         """Whether such a release is recorded and may leave."""
         if number is None:
-            held, repeatable = self._held.get((run, label), (None, False))
+            held, repeatable = self._held.get(key, (None, False))
             return held is not None and held.event == event and not repeatable
-        known = self._tally.event_at(run, label, number)
+        run, branch, label = key
+        known = self._tally.event_at(run, branch, label, number)
         if known is not None and known != event:
             raise LedgerError(
                 f"Release {number} ('{label}') of the run '{run}' in {self.path} was {known}, not {event}: this is "
@@ -172,32 +196,34 @@ class LedgerFile:
             )
         return known is not None
 
-    def _spend(self, file: int, event: Event, label: str, run: str, number: int | None, ahead: int) -> None:
+    def _spend(self, file: int, event: Event, key: tuple[str, str, str], number: int | None, ahead: int) -> None:
+        run, branch, label = key
+        if (other := self._tally.other_run_of(run, branch)) is not None:
+            raise same_key(run, other, self.name)
         if event not in self._tally.counts:
             PRVAccountant(relation=self.relation).compose(event)  # has a proof, or is refused
         if self._allowance is not None:
             self._allowance.refuse(self._tally.counts, event, where=f"the ledger {self.path}")
-        held, repeatable = self._held.pop((run, label), (None, False))
+        held, repeatable = self._held.pop(key, (None, False))
         if held is not None and not repeatable:  # of another event: the run has changed what it does
             self._journal.append(file, Returned(segment=held))
-        first = self._tally.next_number(run, label) if number is None else number
-        count = max(1, min(self._reserve, ahead))
-        while count > 1 and not self._may_reserve(event, label, run, first, count):
+        first = self._tally.next_number(*key) if number is None else number
+        segment = Segment(run=run, branch=branch, label=label, event=event, first=first, count=1)
+        count = min(self._reserve, ahead)
+        while count > 1 and not self._may_reserve(replace(segment, count=count)):
             count //= 2
-        segment = Segment(run=run, label=label, event=event, first=first, count=count)
-        self._journal.append(file, segment)
-        self._hold((run, label), segment, first=first, count=count, repeatable=number is not None)
+        self._journal.append(file, replace(segment, count=count))
+        self._hold(segment, first=first, count=count, repeatable=number is not None)
 
-    def _may_reserve(self, event: Event, label: str, run: str, first: int, count: int) -> bool:
-        if any(self._tally.event_at(run, label, first + i) is not None for i in range(1, count)):
+    def _may_reserve(self, ahead: Segment) -> bool:
+        if self._tally.overlaps(ahead):
             return False
-        return self._allowance is None or self._allowance.fits(self._tally.counts, event, count=count)
+        return self._allowance is None or self._allowance.fits(self._tally.counts, ahead.event, count=ahead.count)
 
-    def _hold(self, key: tuple[str, str], of: Segment, *, first: int, count: int, repeatable: bool) -> None:
-        self._held.pop(key, None)
+    def _hold(self, of: Segment, *, first: int, count: int, repeatable: bool) -> None:
+        self._held.pop(of.key, None)
         if count:
-            left = Segment(run=of.run, label=of.label, event=of.event, first=first, count=count)
-            self._held[key] = (left, repeatable)
+            self._held[of.key] = (replace(of, first=first, count=count), repeatable)
 
     # ── what there is ───────────────────────────────────────────────────────────────────────────────
 
@@ -233,35 +259,59 @@ class LedgerFile:
         """An upper bound on the epsilon that all runs have spent so far at `delta`."""
         return self.interval(delta).upper
 
-    def fits(self, event: Event, *, label: str = "step", run: str = "", number: int | None = None) -> bool:
+    def fits(
+        self,
+        event: Event,
+        *,
+        label: str = "step",
+        run: str = "",
+        branch: str | None = None,
+        number: int | None = None,
+    ) -> bool:
         """Whether `record` with the same arguments would not be refused, as of now. It records nothing."""
+        refuse_nonsense(event, label=label, run=run, branch=branch or "", number=number)
+        key = (run, branch or "", label)
         with self._one_thread:
-            if self._allowance is None or self._has(event, label, run, number):
+            if self._allowance is None or self._has(event, key, number):
                 return True
-            return self._allowance.fits(self._up_to_date().counts, event) or self._has(event, label, run, number)
+            return self._allowance.fits(self._up_to_date().counts, event) or self._has(event, key, number)
 
-    def remaining(self, event: Event, *, label: str = "step", run: str = "", number: int | None = None) -> int | None:
+    def remaining(
+        self,
+        event: Event,
+        *,
+        label: str = "step",
+        run: str = "",
+        branch: str | None = None,
+        number: int | None = None,
+    ) -> int | None:
         """How many more releases of `event` fit into the budget, up to a million; None if there is no budget.
 
-        Those that are recorded ahead for this run and label are among them.
+        Those that are recorded ahead for this run, branch and label are among them.
         """
+        refuse_nonsense(event, label=label, run=run, branch=branch or "", number=number)
         if self._allowance is None:
             return None
-        counts = self._up_to_date().counts
-        held = 0
-        if number is None:
-            reserved, _ = self._held.get((run, label), (None, False))
-            held = reserved.count if reserved is not None and reserved.event == event else 0
-        else:
-            while self._tally.event_at(run, label, number + held) == event:
-                held += 1
-        return held + self._allowance.remaining(counts, event)
+        with self._one_thread:
+            counts = self._up_to_date().counts
+            held = 0
+            if number is None:
+                reserved, _ = self._held.get((run, branch or "", label), (None, False))
+                held = reserved.count if reserved is not None and reserved.event == event else 0
+            else:
+                while self._tally.event_at(run, branch or "", label, number + held) == event:
+                    held += 1
+            return held + self._allowance.remaining(counts, event)
 
     def _up_to_date(self) -> Tally:
         with self._one_thread, self._journal.locked(exclusive=False):
             return self._tally
 
     # ── opening ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _forget(self) -> None:
+        """All lines will be read again."""
+        self._tally = Tally()
 
     def _take(self, content: Content, number: int) -> None:
         """A line was read, or written."""
@@ -297,6 +347,12 @@ class LedgerFile:
                 "a budget, or with a stricter one. Who was promised the old one still has that promise."
             )
         return budget
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise LedgerError(
+            f"A ledger file's object cannot be copied or pickled: both would use the steps that one has reserved. Open "
+            f"the file again: LedgerFile({str(self.path)!r})."
+        )
 
     def __repr__(self) -> str:
         return f"LedgerFile({str(self.path)!r}, relation={self.relation.value!r}, budget={self.budget!r})"

@@ -1,8 +1,8 @@
 """The lines of a ledger file: JSON, numbered, each sealed with a digest that covers all lines before it.
 
     {"n": 0, "kind": "header", "schema": ..., "id": ..., "relation": ..., "budget": ..., "sha256": ...}
-    {"n": 1, "kind": "spent", "run": ..., "label": ..., "first": 0, "count": 8, "event": {...}, "sha256": ...}
-    {"n": 2, "kind": "returned", "run": ..., "label": ..., "first": 5, "count": 3, "event": {...}, "sha256": ...}
+    {"n": 1, "kind": "spent", "run": ..., "branch": ..., "label": ..., "first": 0, "count": 8, "event": {...}, ...}
+    {"n": 2, "kind": "returned", "run": ..., "branch": ..., "label": ..., "first": 5, "count": 3, "event": {...}, ...}
 
 The digest of a line is SHA-256 of the digest before it, a line feed, and the line without its digest, byte for byte. A
 line that is changed, moved or taken out of the middle breaks the chain there. The chain has no key: it finds accidents
@@ -19,11 +19,11 @@ from typing import Any
 from accountants import Event, NeighboringRelation
 from dpdl.budget import Budget
 from dpdl.errors import LedgerError, ParameterError
-from dpdl.tally import Segment
+from dpdl.tally import Segment, refuse_nonsense
 
-__all__ = ["BEFORE_THE_FIRST", "Header", "Link", "Returned", "pieces", "sealed", "unsealed"]
+__all__ = ["BEFORE_THE_FIRST", "Content", "Header", "Link", "Returned", "pieces", "sealed", "unsealed"]
 
-SCHEMA = "dpdl.ledger_file/1"
+SCHEMA = "dpdl.ledger_file/2"
 _MARK = b', "sha256": "'
 _HEX = 64
 _END = b'"}'
@@ -120,6 +120,7 @@ def _values(content: Content) -> dict[str, Any]:
     return {
         "kind": kind,
         "run": segment.run,
+        "branch": segment.branch,
         "label": segment.label,
         "first": segment.first,
         "count": segment.count,
@@ -138,13 +139,11 @@ def _content(values: dict[str, Any], number: int) -> Content:
             raise ParameterError(f"schema {values['schema']!r}, expected {SCHEMA!r}")
         budget = None if values["budget"] is None else Budget.from_dict(values["budget"])
         return Header(id=str(values["id"]), relation=NeighboringRelation(values["relation"]), budget=budget)
-    if set(values) != {"run", "label", "first", "count", "event"}:
+    if set(values) != {"run", "branch", "label", "first", "count", "event"}:
         raise ParameterError(f"fields {sorted(values)}")
-    run, label, first, count = values["run"], values["label"], values["first"], values["count"]
-    if not (isinstance(run, str) and isinstance(label, str) and type(first) is type(count) is int):
-        raise ParameterError("a field of another type")
-    if first < 0 or count < 1:
-        raise ParameterError(f"first {first} and count {count}")
-    event = Event.from_json(json.dumps(values["event"]))
-    segment = Segment(run=run, label=label, event=event, first=first, count=count)
+    first, count = values["first"], values["count"]
+    if not type(first) is type(count) is int or first < 0 or count < 1:
+        raise ParameterError(f"first {first!r} and count {count!r}")
+    segment = Segment(**{**values, "event": Event.from_json(json.dumps(values["event"]))})
+    refuse_nonsense(segment.event, label=segment.label, run=segment.run, branch=segment.branch)
     return segment if kind == "spent" else Returned(segment=segment)

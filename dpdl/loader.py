@@ -88,10 +88,9 @@ class PrivateLoader:
 
         Raises:
             PlanExhaustedError: the plan has no step left.
-            StepError (while iterating): a batch was not followed by `optimizer.step()`.
+            StepError (while iterating): a batch was not followed by `optimizer.step()`, or by one that failed.
         """
-        first = self._run.steps_taken
-        left = self._plan.steps - first
+        left = self._plan.steps - self._run.steps_taken
         if left <= 0:
             raise PlanExhaustedError(
                 f"The plan's {self._plan.steps} steps are taken; another pass would spend privacy that nobody "
@@ -102,6 +101,7 @@ class PrivateLoader:
         if not self._resuming or self._run.steps_in_pass >= self._steps_per_pass:
             self._run.steps_in_pass = 0
         self._resuming = False
+        first = self._run.position
         count = min(left, self._steps_per_pass - self._run.steps_in_pass)
         return self._batches(range(first, first + count), self._passes)
 
@@ -110,12 +110,19 @@ class PrivateLoader:
         source = PhysicalBatches(
             self._loader, sampler, max_physical_batch_size=self._max_physical_batch_size, share=self._share
         ).of_steps(steps)
+        step = steps.start
         for batch, size, last in source:
             if self._passes != this_pass:
                 raise StepError(
                     "Another pass over the private loader has begun; this iterator's draws belong to it now. Use one "
                     "iterator at a time."
                 )
+            if self._run.position != step:  # a draw belongs to one step: none is used by two, none released as another
+                raise StepError(
+                    "The step before this batch failed after its gradients were taken, so nothing was released for "
+                    "its batch. Begin another pass over the private loader: it begins with that batch."
+                )
             self._turns.open(size=size, last=last)
             yield self._begin_batch(batch, size)
             self._turns.refuse_unclosed()
+            step += last

@@ -34,6 +34,9 @@ class PrivacyReport:
         notes: what a reader should know of this run.
         versions: libraries that computed it.
         dataset_epsilon: upper bound at `delta` for all runs in the ledger that this one shares; None if it shares none.
+            Under an adaptive budget that is the budget's own, whatever has been spent of it.
+        planned_epsilon: upper bound at `delta` once all planned steps are taken: the claim if the run was ended by
+            looking at what it released.
     """
 
     epsilon: float
@@ -55,6 +58,7 @@ class PrivacyReport:
     notes: tuple[str, ...]
     versions: dict[str, str]
     dataset_epsilon: float | None = None
+    planned_epsilon: float | None = None
 
     def __str__(self) -> str:
         if math.isinf(self.epsilon):

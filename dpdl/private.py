@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from accountants import NeighboringRelation
+from dpdl.account import FollowedAccount
 from dpdl.clipping import flat_weights
 from dpdl.errors import LoaderError, ModelError, WrapError
 from dpdl.execution import Execution
@@ -24,7 +25,7 @@ from dpdl.optim import PrivateOptimizer
 from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
 from dpdl.per_sample.runner import PerSampleRunner
 from dpdl.plan import BATCH_SIZE_TOLERANCE, PrivacyPlan
-from dpdl.ranks import Ranks
+from dpdl.ranks import Ranks, described
 from dpdl.run_state import RunState, new_run_id
 from dpdl.secure_random import RandomStream
 from dpdl.turns import Turns
@@ -98,11 +99,18 @@ def make_private(
 
     plan = replace(plan, dataset_size=len(loader.dataset))  # type: ignore[arg-type]  # known to be sized by now
     ranks = Ranks.of_this_run() if execution.data_parallel else Ranks()
-    ranks.refuse_differences(_what_ranks_share(model, optimizer, plan, execution))
+    kept_by_first = ranks.first_says("the ledger", lambda: None if ledger is None else ledger.id)
+    ranks.agree(
+        "make_private",
+        {} if ranks.size == 1 else _what_ranks_share(model, optimizer, loader, plan, execution, watchdog),
+        refused=_another_file(ledger, kept_by_first),
+    )
     ranks.same_start(model)
     seed = execution.insecure_seed
     randomness = RandomStream(ranks.shared_key()) if seed is None else RandomStream.from_insecure_seed(seed)
-    own = Ledger(relation=NeighboringRelation(plan.relation), within=ledger, run=new_run_id(run_name))
+    account = FollowedAccount(ledger) if isinstance(ledger, LedgerFile) and not ranks.is_first else ledger
+    run_id = ranks.first_says("the run's name", lambda: new_run_id(run_name))
+    own = Ledger(relation=NeighboringRelation(plan.relation), within=account, run=run_id)
     run = RunState(plan, randomness=randomness, ledger=own)
     turns = Turns(clip=partial(flat_weights, max_grad_norm=plan.max_grad_norm), sensitivity=plan.max_grad_norm)
     runner = PerSampleRunner(model, execution)
@@ -138,16 +146,33 @@ def make_private(
 
 
 def _what_ranks_share(
-    model: nn.Module, optimizer: torch.optim.Optimizer, plan: PrivacyPlan, execution: Execution
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader[Any],
+    plan: PrivacyPlan,
+    execution: Execution,
+    watchdog: Watchdog | None,
 ) -> dict[str, Any]:
-    """What must be the same for all ranks of a data-parallel run, besides the data."""
+    """What must be the same for all ranks of a data-parallel run."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return {
         "plan": plan.to_json(),
         "execution": str(replace(execution, max_physical_batch_size=None, chunk_size=None, engine="auto")),
         "model": [(name, str(p.dtype), list(p.shape), id(p) in held) for name, p in model.named_parameters()],
         "optimizer": type(optimizer).__name__,
+        "data": described(loader.dataset),
+        "watchdog": watchdog is not None,
     }
+
+
+def _another_file(ledger: Ledger | LedgerFile | None, first: str | None) -> WrapError | None:
+    """Why a rank's ledger cannot be followed, if it is not the file that rank 0 writes."""
+    if not isinstance(ledger, LedgerFile) or ledger.id == first:
+        return None
+    return WrapError(
+        f"{ledger.path} is not the ledger file of rank 0. Rank 0 writes the dataset's ledger for all ranks: give the "
+        "others the same file, or none."
+    )
 
 
 def _refuse_wrong_types(model: object, optimizer: object, loader: object, plan: object) -> None:
@@ -168,6 +193,11 @@ def _refuse_wrong_types(model: object, optimizer: object, loader: object, plan: 
 def _refuse_wrong_extras(ledger: object, watchdog: object) -> None:
     if ledger is not None and not isinstance(ledger, (Ledger, LedgerFile)):
         raise WrapError(f"ledger must be a Ledger or a LedgerFile, got {type(ledger).__name__}. Give LedgerFile(path).")
+    if isinstance(ledger, Ledger) and ledger.within is not None:
+        raise WrapError(
+            f"ledger lies within another one ({ledger.within.name}), as a run's own ledger does: a checkpoint would "
+            "not know of that. Give make_private the outer one; to hold one run to less, give Watchdog(budget=...)."
+        )
     if watchdog is not None and not isinstance(watchdog, Watchdog):
         raise WrapError(f"watchdog must be a Watchdog, got {type(watchdog).__name__}.")
 

@@ -13,24 +13,29 @@ Messages between ranks are private: they carry sums without noise. Encrypt them 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from dpdl.errors import ProcessGroupError, WrapError
+from dpdl.errors import PrivacyError, ProcessGroupError, StepError, WrapError
 from dpdl.flat_rows import FlatRows
 from dpdl.secure_random import RandomStream
 from dpdl.types import ClippedSum, NoisyGradient
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "described"]
 
 FIRST = 0
+LOOKED_AT = 1 << 20  # numbers of a tensor that are compared between ranks
+
+Told = TypeVar("Told")
 
 
 class Ranks:
@@ -62,29 +67,70 @@ class Ranks:
         """Which of a step's examples are this rank's."""
         return slice(self.rank, None, self.size)
 
-    def refuse_differences(self, facts: dict[str, Any]) -> None:
-        """Check that all ranks were given the same; changes nothing.
+    def agree(self, what: str, facts: dict[str, Any], *, refused: PrivacyError | None = None) -> None:
+        """Check that all ranks do the same, with the same, and that none refuses it; changes nothing.
 
         Args:
+            what: what they are about to do.
             facts: plain values, by what they are.
+            refused: why this rank will not, if it will not.
 
         Raises:
-            WrapError: on every rank, if ranks differ.
+            WrapError, StepError: on every rank, if ranks differ.
+            PrivacyError: on every rank, of the kind that one has refused with.
         """
         if self.size == 1:
+            if refused is not None:
+                raise refused
             return
-        everyone: list[Any] = [None] * self.size
-        with self._message("comparing what the ranks were given"):
-            dist.all_gather_object(everyone, json.dumps(facts, sort_keys=True, default=str), group=self._group)
-        others = [json.loads(each) for each in everyone]
-        for rank, other in enumerate(others):
-            for what in facts:
-                if other.get(what) != others[FIRST].get(what):
+        told = self._told(what, (json.dumps(facts, sort_keys=True, default=str), refused))
+        if refused is not None:
+            raise refused
+        for rank, (_, error) in enumerate(told):
+            if error is not None:
+                raise type(error)(f"Rank {rank}: {error}")
+        first, *others = (json.loads(each) for each, _ in told)
+        for rank, other in enumerate(others, start=1):
+            for name in facts:
+                if other.get(name) != first.get(name):
                     raise WrapError(
-                        f"Rank {rank} was given another {what} than rank 0: {other.get(what)}, not "
-                        f"{others[FIRST].get(what)}. All ranks of a data-parallel run must be given the same plan, "
-                        "model, data and settings."
+                        f"Rank {rank} was given another {name} than rank 0: {other.get(name)}, not {first.get(name)}. "
+                        "All ranks of a data-parallel run must be given the same plan, model, data and settings, load "
+                        "the same checkpoint, and freeze and record the same."
                     )
+
+    def first_says(self, what: str, answer: Callable[[], Told]) -> Told:
+        """What rank 0 answers, on every rank.
+
+        Raises:
+            PrivacyError: on every rank, what rank 0 has raised.
+        """
+        if self.size == 1:
+            return answer()
+        said: tuple[Told | None, PrivacyError | None] = (None, None)
+        if self.is_first:
+            try:
+                said = (answer(), None)
+            except PrivacyError as error:
+                said = (None, error)
+        value, refusal = self._told(what, said)[FIRST]
+        if refusal is not None:
+            raise refusal
+        found: Told = value
+        return found
+
+    def _told(self, what: str, mine: Any) -> list[Any]:
+        """What each rank says, all being about to do the same."""
+        everyone: list[Any] = [None] * self.size
+        with self._message(f"agreeing on {what}"):
+            dist.all_gather_object(everyone, (what, mine), group=self._group)
+        for rank, (doing, _) in enumerate(everyone):
+            if doing != everyone[FIRST][0]:
+                raise StepError(
+                    f"Rank {rank} is at {doing}, rank 0 at {everyone[FIRST][0]}. All ranks of a data-parallel run must "
+                    "make the same calls in the same order: load a checkpoint on all of them, step on all of them."
+                )
+        return [said for _, said in everyone]
 
     def same_start(self, model: nn.Module) -> None:
         """Give every rank the weights and buffers of rank 0."""
@@ -96,12 +142,7 @@ class Ranks:
 
     def shared_key(self) -> bytes:
         """Fresh bytes from rank 0's operating system, the same on every rank."""
-        key: list[Any] = [RandomStream.fresh_key()]
-        if self.size > 1:
-            with self._message("agreeing on a random stream"):
-                dist.broadcast_object_list(key, self._first, group=self._group)
-        fresh: bytes = key[0]
-        return fresh
+        return self.first_says("a random stream", RandomStream.fresh_key)
 
     def total(self, mine: ClippedSum) -> ClippedSum:
         """The sum over ranks; its tensors are whole on rank 0 only.
@@ -152,3 +193,25 @@ class Ranks:
                 "of its own, or did not answer in the process group's timeout. This run is over; the ledger holds what "
                 "was released. Start all ranks again, and go on from the last checkpoint (dpdl.load_checkpoint)."
             ) from error
+
+
+def described(dataset: Any) -> list[Any]:
+    """What can be compared of a dataset between ranks without reading its examples: those may be changed at random.
+
+    Order matters: two ranks that number the examples differently would both take some of them.
+    """
+    found = [type(dataset).__name__, len(dataset)]
+    if isinstance(dataset, Subset):
+        indices = hashlib.sha256(json.dumps([int(index) for index in dataset.indices]).encode()).hexdigest()
+        return [*found, indices, described(dataset.dataset)]
+    if isinstance(dataset, ConcatDataset):
+        return [*found, [described(part) for part in dataset.datasets]]
+    if isinstance(dataset, TensorDataset):
+        return [*found, [_digest(tensor) for tensor in dataset.tensors]]
+    return found
+
+
+def _digest(tensor: Tensor) -> str:
+    some = tensor.detach().flatten()[:: max(1, tensor.numel() // LOOKED_AT)].cpu().contiguous()
+    told = f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + some.view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(told).hexdigest()

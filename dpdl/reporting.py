@@ -10,11 +10,13 @@ import numpy
 import scipy
 import torch
 
-from dpdl.ledger import Account, Ledger
+from dpdl.account import Account
+from dpdl.budget import composed
+from dpdl.ledger import Ledger
 from dpdl.noise import total_variation
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport, rounded_up, shown_delta
-from dpdl.run_state import STEP
+from dpdl.run_state import STEP, step_event
 
 __all__ = ["report_of"]
 
@@ -54,10 +56,17 @@ def report_of(
         listed = ", ".join(f"{entry.count} x {entry.event} ({entry.label})" for entry in others)
         notes = (*notes, f"epsilon includes what was released besides steps: {listed}")
     account = ledger.within
-    of_all = None if account is None else account.interval(delta).upper
+    of_all = None if account is None else _claimed(account, delta)
     if account is not None:
         assert of_all is not None
         notes = (*notes, _of_all_runs(account, of_all, delta))
+    if ledger.budget is not None and ledger.budget.adaptive:
+        notes = (
+            *notes,
+            "epsilon is of releases fixed in advance; if some were chosen by looking at earlier ones, the claim is the "
+            f"run's own budget, {ledger.budget}",
+        )
+    if_all = _when_all_steps_are_taken(plan, ledger, delta)
     return PrivacyReport(
         epsilon=bounds.upper,
         epsilon_lower=bounds.lower,
@@ -77,7 +86,11 @@ def report_of(
         max_grad_norm=plan.max_grad_norm,
         expected_batch_size=plan.expected_batch_size,
         secure_randomness=secure,
-        assumptions=(*ASSUMPTIONS, _of_the_noise(bounds.upper, ledger.count(STEP), parameters)),
+        assumptions=(
+            *ASSUMPTIONS,
+            _of_the_length(ledger.count(STEP), plan.steps, if_all, delta),
+            _of_the_noise(bounds.upper, ledger.count(STEP), parameters),
+        ),
         notes=notes,
         versions={
             "dpdl": metadata.version("dpdl"),
@@ -87,6 +100,33 @@ def report_of(
             "python": platform.python_version(),
         },
         dataset_epsilon=of_all,
+        planned_epsilon=if_all,
+    )
+
+
+def _claimed(account: Account, delta: float) -> float:
+    """What all runs may claim together: what is spent, or the budget, if releases may be chosen by looking."""
+    budget = account.budget
+    if budget is None or not budget.adaptive:
+        return account.interval(delta).upper
+    return budget.epsilon if delta >= budget.delta else math.inf
+
+
+def _when_all_steps_are_taken(plan: PrivacyPlan, ledger: Ledger, delta: float) -> float:
+    counts = dict(ledger.counts)
+    step = step_event(plan)
+    left = max(0, plan.steps - ledger.count(STEP))
+    counts[step] = counts.get(step, 0) + left
+    return composed(counts, ledger.relation).epsilon(delta)
+
+
+def _of_the_length(steps: int, planned: int, epsilon: float, delta: float) -> str:
+    """A run that ends where its releases look good has a length that depends on them, which no composition covers."""
+    if steps >= planned:
+        return "the number of steps was fixed in advance"
+    return (
+        "the number of steps was not chosen by looking at what was released; if it was, the claim is that of all "
+        f"{planned:,} planned steps, epsilon <= {rounded_up(epsilon)} at delta = {shown_delta(delta)}"
     )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 from dataclasses import replace
 from typing import Any
 
 from accountants import Event, NeighboringRelation
 from accountants.events import Repeated
+from dpdl.account import Account
 from dpdl.budget import Budget
 from dpdl.errors import CheckpointError, ParameterError, PlanExhaustedError
-from dpdl.ledger import Account, Ledger
+from dpdl.ledger import Ledger
 from dpdl.plan import PrivacyPlan
 from dpdl.secure_random import RandomStream
-from dpdl.tally import amounts
+from dpdl.tally import Segment
 
 __all__ = ["STEP", "RunState", "new_run_id", "step_event"]
 
@@ -23,8 +26,9 @@ STEP = "step"  # the label of training steps
 class RunState:
     """All that changes from step to step besides weights and optimizer.
 
-    A step's number (how many the run has taken) addresses both its draw and its noise, so there is no
-    generator position that could be lost or rewound.
+    A step is drawn under a key, at a position: how many steps that key has drawn. The position addresses both the
+    step's examples and its noise, so there is no generator position that could be lost or rewound. The key's name is
+    the branch of the step's address in the ledger.
 
     Args:
         plan: what the run is held to.
@@ -38,13 +42,18 @@ class RunState:
     ) -> None:
         self.plan = plan
         self.ledger = ledger or Ledger(relation=NeighboringRelation(plan.relation), run=new_run_id())
-        self.ledger.repeatable = not randomness.secure
+        self.ledger.reserve(STEP)
         self.steps_in_pass = steps_in_pass
         self._event = step_event(plan)
         self._kept: dict[str, Any] | None = None  # of a saved state: which ledger it was kept in
+        self._draw_from(randomness)
+
+    def _draw_from(self, randomness: RandomStream) -> None:
         self._randomness = randomness
         self.noise = randomness.child("noise")
         self.sampling = randomness.child("sampling")
+        self.branch = randomness.name
+        self.position = self.ledger.next_number(self.branch, STEP)
 
     @property
     def secure(self) -> bool:
@@ -56,11 +65,14 @@ class RunState:
         """Training steps so far; other releases are in the ledger, too, and are not among them."""
         return self.ledger.count(STEP)
 
+    @property
+    def _number(self) -> int | None:
+        """A step's number in the ledger: under a seed the position, at which the same step is drawn again."""
+        return None if self.secure else self.position
+
     def take_key(self, key: bytes) -> None:
         """Go on with this key: the same for all processes of a run, and for no other use."""
-        self._randomness = RandomStream(key)
-        self.noise = self._randomness.child("noise")
-        self.sampling = self._randomness.child("sampling")
+        self._draw_from(RandomStream(key))
 
     def refuse_overspending(self) -> None:
         """Raise unless one more step is within the plan and all budgets, before anything is spent.
@@ -70,24 +82,40 @@ class RunState:
         Raises:
             PlanExhaustedError: the plan has no step left.
             BudgetExceededError: the step would overspend.
-            LedgerError: the ledger's file was damaged.
+            LedgerError: the ledger's file was damaged, or another run in it has the same insecure seed.
         """
         if self.steps_taken >= self.plan.steps:
             raise PlanExhaustedError(
                 f"The plan's {self.plan.steps} steps are taken. Make a plan with more steps before training."
             )
-        self.ledger.claim(self._event, label=STEP, ahead=self.plan.steps - self.steps_taken)
+        left = self.plan.steps - self.steps_taken
+        self.ledger.claim(self._event, label=STEP, branch=self.branch, number=self._number, ahead=left)
+
+    def another_step_fits(self) -> bool:
+        """Whether all budgets have room for one more step, as of now."""
+        return self.ledger.fits(self._event, label=STEP, branch=self.branch, number=self._number)
 
     def next_step(self) -> int:
-        """Record one more step and return its number, from 0.
+        """Record one more step and return its position, from 0.
 
         Raises:
             BudgetExceededError, LedgerError: as `refuse_overspending`; nothing was recorded.
         """
-        step = self.steps_taken
-        self.ledger.record(self._event, label=STEP, ahead=self.plan.steps - step)
+        left = self.plan.steps - self.steps_taken
+        self.ledger.record(self._event, label=STEP, branch=self.branch, number=self._number, ahead=left)
         self.steps_in_pass += 1
-        return step
+        self.position += 1
+        return self.position - 1
+
+    def facts(self) -> dict[str, Any]:
+        """What is the same in all processes of a data-parallel run, between steps; no release is named."""
+        counts = sorted((str(event), count) for event, count in self.ledger.counts.items())
+        return {
+            "random stream": self.branch,
+            "position": self.position,
+            "place in the pass": self.steps_in_pass,
+            "ledger": hashlib.sha256(json.dumps([self.steps_taken, counts]).encode()).hexdigest()[:16],
+        }
 
     # ── saving and resuming ─────────────────────────────────────────────────────────────────────────
 
@@ -104,6 +132,28 @@ class RunState:
             "steps_in_pass": self.steps_in_pass,
             "randomness": self._randomness.state_dict(),
         }
+
+    @classmethod
+    def of_saved(cls, private: object, *, plan: PrivacyPlan) -> RunState:
+        """The state in what a private optimizer has saved, if it was saved under this plan.
+
+        Raises:
+            CheckpointError: it was not, or is damaged.
+        """
+        if not isinstance(private, dict) or not isinstance(private.get("plan"), str):
+            raise CheckpointError(
+                "The state is not a private optimizer's: it has no ledger, and loading it would forget what was "
+                "spent. Load what PrivateOptimizer.state_dict() returned."
+            )
+        try:
+            saved_plan = PrivacyPlan.from_json(private["plan"])
+        except ParameterError as error:
+            raise CheckpointError(f"The saved plan cannot be read: {error}") from error
+        if saved_plan != plan:
+            raise CheckpointError(
+                f"The state was saved under another plan. Saved: {saved_plan} Now: {plan} Resume with the saved plan."
+            )
+        return cls.from_state_dict(private, plan=plan)
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], *, plan: PrivacyPlan) -> RunState:
@@ -138,6 +188,12 @@ class RunState:
                 budget.
         """
         account, kept = self.ledger.within, other._kept
+        mine, theirs = self.ledger.budget, other.ledger.budget
+        if mine is not None and theirs is not None and not mine.is_at_least_as_strict_as(theirs):
+            raise CheckpointError(
+                f"The saved run was held to a budget of its own, {theirs}; {mine} is weaker. Resume under the saved "
+                "one: give Watchdog(budget=...) that, or no budget."
+            )
         if kept is None:
             return
         budget = _saved_budget(kept)
@@ -163,32 +219,57 @@ class RunState:
                 "older copy. Restore it from a copy that has all releases."
             )
 
-    def become(self, other: RunState) -> None:
-        """Take over another state of the same plan.
+    def elsewhere(self, saved: RunState) -> tuple[Segment, ...]:
+        """What the dataset's ledger has of a saved run. What this process has reserved and not used is given back."""
+        account = self.ledger.within
+        if account is None:
+            return ()
+        account.give_back(self.ledger.run)
+        return account.of_run(saved.ledger.run)
 
-        If this run has released more than the other one, those releases have happened all the same: its
-        ledger stays, and steps go on after it. So it is with steps of a secure run that the dataset's ledger has and
-        the saved state has not: they stay spent, and steps go on after them. Under an insecure seed they
-        are the next steps, to the last bit, and are taken again.
+    def become(self, other: RunState, *, elsewhere: tuple[Segment, ...]) -> None:
+        """Take over a saved state of the same plan. Nothing that was released is forgotten: all that this state, the
+        saved one and the dataset's ledger have of either is counted from now on, each address once.
+
+        Except that, under an insecure seed, steps that the dataset's ledger has and the saved state has not are the
+        next steps, to the last bit, and are taken again. If this very process has taken such steps, or others, they
+        stay counted, and the run goes on with another key, made from the two states: were it to take other steps at
+        their addresses, they would be two releases with the same noise.
+
+        Args:
+            other: the saved state.
+            elsewhere: what the dataset's ledger has of it, as `elsewhere` gave it.
 
         Raises:
             CheckpointError: as `refuse_resuming`; nothing was changed.
         """
         self.refuse_resuming(other)
-        account, theirs = self.ledger.within, other.ledger
+        theirs = other.ledger
+        account, budget, mine = self.ledger.within, self.ledger.budget, self._releases_as_seen_from(theirs.run)
+        again = {other.branch}
+        if not other.secure and theirs.lacks(mine):
+            other._draw_from(other._randomness.child(f"branch {_digest(self, other)}"))
+        theirs.adopt(mine)
+        if not other.secure:
+            again.add(other.branch)
+            elsewhere = tuple(each for each in elsewhere if each.label != STEP or each.branch not in again)
+        theirs.adopt(tuple(replace(segment, run="") for segment in elsewhere))
         if account is not None:
-            if other._kept is None or other._kept["id"] is None:  # made elsewhere: from now on it counts here
-                account.adopt(tuple(replace(segment, run=theirs.run) for segment in theirs.segments))
-            if other.secure and theirs.run != self.ledger.run:
-                theirs.catch_up(account.of_run(theirs.run))
-        if theirs.releases >= self.ledger.releases:
             theirs.within = account
-            self.ledger = theirs
-        self.ledger.repeatable = not other.secure
+            theirs.adopt(theirs.segments)  # into the account
+        if budget is not None:
+            theirs.hold_to(budget)
+        self.ledger = theirs
         self.steps_in_pass = other.steps_in_pass
-        self._randomness = other._randomness
-        self.noise = other.noise
-        self.sampling = other.sampling
+        self._draw_from(other._randomness)
+
+    def _releases_as_seen_from(self, run: str) -> tuple[Segment, ...]:
+        """All of this state's releases, those of its own run by its name unless that is `run`."""
+        here = self.ledger.run
+        return tuple(
+            replace(segment, run="" if (segment.run or here) == run else segment.run or here)
+            for segment in self.ledger.segments
+        )
 
 
 def new_run_id(name: str | None = None) -> str:
@@ -218,5 +299,13 @@ def _saved_budget(kept: dict[str, Any]) -> Budget | None:
 
 def _lost(ledger: Ledger, account: Account) -> int:
     """How many of a run's releases its dataset's ledger does not have."""
-    known = amounts(account.of_run(ledger.run))
-    return sum(max(0, count - known.get(kind, 0)) for kind, count in amounts(ledger.segments).items())
+    known = Ledger(relation=ledger.relation)
+    named = tuple(replace(segment, run=segment.run or ledger.run) for segment in ledger.segments)
+    for run in dict.fromkeys(segment.run for segment in named):
+        known.adopt(account.of_run(run))
+    return known.lacks(named)
+
+
+def _digest(*states: RunState) -> str:
+    told = json.dumps([[state.branch, state.position, state.ledger.to_json()] for state in states])
+    return hashlib.sha256(told.encode()).hexdigest()

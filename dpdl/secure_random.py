@@ -42,6 +42,7 @@ __all__ = ["RandomStream"]
 
 _KEY_BYTES = 32
 _WORD_BYTES = 8
+_NAME_BYTES = 8  # two of 10^6 keys have the same name with probability 3e-8
 _WORDS_PER_BLOCK = 2  # an AES block has 16 bytes
 _MESSAGES = 2**64  # the upper half of the counter block
 _WORDS_PER_MESSAGE = 2**64 * _WORDS_PER_BLOCK  # the lower half counts blocks
@@ -49,6 +50,7 @@ _ZEROS = memoryview(bytes(1 << 16))  # plaintext: encrypting zeros yields the ke
 
 _STATE_VERSION = 1
 _SEED_DOMAIN = b"dpdl.secure_random insecure seed v1:"
+_NAME_DOMAIN = b"dpdl name v1"
 _CHILD_DOMAIN = b"dpdl child v1"  # BLAKE2b's `person` takes at most 16 bytes
 
 
@@ -107,7 +109,17 @@ class RandomStream:
     def child(self, label: str) -> RandomStream:
         """An independent stream for one use, such as "noise" or "sampling"; same label, same child."""
         key = hashlib.blake2b(label.encode(), key=self._key, digest_size=_KEY_BYTES, person=_CHILD_DOMAIN).digest()
-        return RandomStream(key, seed=self._seed, labels=(*self._labels, label))
+        child = RandomStream(key, seed=self._seed, labels=(*self._labels, label))
+        child._process = self._process  # whose key it comes of
+        return child
+
+    @property
+    def name(self) -> str:
+        """What tells this key from others: BLAKE2b under it [2]. Public; of a secure stream it reveals nothing.
+
+        Of an insecure stream it lets whoever has it try seeds.
+        """
+        return hashlib.blake2b(b"", key=self._key, digest_size=_NAME_BYTES, person=_NAME_DOMAIN).hexdigest()
 
     @property
     def secure(self) -> bool:

@@ -5,7 +5,8 @@
 
 It looks after each step. When no further step fits into the ledger's budget (or into the watchdog's own), it saves the
 run, and then raises, or waits for the loop to ask. Nothing is ever overspent: the step after the last one is refused
-before it is computed, whatever the loop does. A run that ends with its plan is not stopped; it is over.
+before it is computed, whatever the loop does. A run that ends with its plan is not stopped; it is over. In a
+data-parallel run each rank has one; rank 0 is asked, saves and reports, and all stop.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch.optim.lr_scheduler import LRScheduler
 
 from accountants import arguments
-from dpdl.budget import Allowance, Budget
+from dpdl.budget import Budget
 from dpdl.checkpoint import save_checkpoint
-from dpdl.errors import BudgetExceededError, ParameterError, WrapError
+from dpdl.errors import BudgetExceededError, CheckpointError, ParameterError, WrapError
 from dpdl.model import PrivateModel
 from dpdl.optim import PrivateOptimizer
 from dpdl.privacy_report import rounded_up, shown_delta
-from dpdl.run_state import STEP, step_event
 
 __all__ = ["Spending", "Watchdog"]
 
 LOOKS = 200  # times in a planned run that epsilon is computed to see whether a fraction was passed
+
+_SAVED = "The run is saved in {}."
 
 _log = logging.getLogger(__name__)
 
@@ -72,14 +75,17 @@ class Watchdog:
     """Reports what a run spends, and stops it when the budget is spent.
 
     Args:
-        budget: for this run alone; by default that of the ledger that make_private was given.
+        budget: for this run alone; by default that of the ledger that make_private was given. It becomes the budget of
+            the run's own ledger: all that is recorded there is held to it, and so is a run that goes on from the run's
+            checkpoint, with a watchdog or without.
         delta: at which to report if there is no budget.
         every: report every so many steps.
         fractions: report when these shares of the budget are spent.
         report: called with each `Spending`, for example `print` or `rich.print`; by default they are logged.
         when_spent: "raise" a BudgetExceededError after the last step that fits, or set the "flag" `stopped`, which the
             loop asks; the next step is refused in either case.
-        save_to: a checkpoint to write before stopping.
+        save_to: a checkpoint to write before stopping. If that fails, the error that ends the run says so, and it is
+            tried again whenever a step is refused.
 
     Attributes:
         stopped: whether no further step fits.
@@ -104,8 +110,8 @@ class Watchdog:
             raise ParameterError(f"when_spent must be one of {get_args(WhenSpent)}, got {when_spent!r}.")
         if budget is not None and not isinstance(budget, Budget):
             raise ParameterError(f"budget must be a Budget, got {budget!r}. Give Budget(epsilon=..., delta=...).")
-        if not all(0 < fraction <= 1 for fraction in fractions):
-            raise ParameterError(f"fractions must be in (0, 1], got {fractions}.")
+        if not isinstance(fractions, (tuple, list)) or not all(_is_fraction(fraction) for fraction in fractions):
+            raise ParameterError(f"fractions must be a tuple of numbers in (0, 1], got {fractions!r}.")
         if every is not None:
             every = arguments.positive_whole("every", every, remedy="Give a number of steps such as 100.")
         self.stopped = False
@@ -116,8 +122,8 @@ class Watchdog:
         self._fractions = sorted(fractions)
         self._report = report or _logged
         self._raises = when_spent == "raise"
-        self._save_to = save_to
-        self._allowance: Allowance | None = None
+        self._save_to = None if save_to is None else Path(save_to).absolute()
+        self._saved: str | None = None  # what came of that
         self._run: tuple[PrivateModel, PrivateOptimizer] | None = None
         self._step = 0
 
@@ -127,11 +133,12 @@ class Watchdog:
         Raises:
             WrapError: it watches another run already.
             ParameterError: there is neither a budget nor a delta.
+            LedgerError: the run is held to a stricter budget already.
         """
         if self._run is not None:
             raise WrapError("The watchdog watches a run already. Give each run one of its own.")
-        within = optimizer.ledger.within
-        known = self._own or (None if within is None else within.budget)
+        ledger = optimizer.ledger
+        known = self._own or ledger.budget or (None if ledger.within is None else ledger.within.budget)
         if known is not None and self._delta is not None:
             raise ParameterError(
                 f"The budget's delta is {known.delta:g}; a watchdog with a budget takes no other delta."
@@ -141,9 +148,9 @@ class Watchdog:
                 "The watchdog has neither a budget nor a delta to report at. Give it one of them, or make_private a "
                 "ledger with a budget."
             )
-        self._budget, self._run, self._step = known, (model, optimizer), optimizer.steps_taken
         if self._own is not None:
-            self._allowance = Allowance(self._own, optimizer.ledger.relation)
+            ledger.hold_to(self._own)
+        self._budget, self._run, self._step = known, (model, optimizer), optimizer.steps_taken
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
 
@@ -157,7 +164,7 @@ class Watchdog:
         ledger = optimizer.ledger
         delta = self._delta if self._budget is None else self._budget.delta
         assert delta is not None
-        whole = ledger if self._own is not None or ledger.within is None else ledger.within
+        whole = ledger if ledger.budget is not None or ledger.within is None else ledger.within
         return Spending(
             step=optimizer.steps_taken,
             planned_steps=optimizer.plan.steps,
@@ -178,7 +185,7 @@ class Watchdog:
         optimizer = self._watched()[1]
         if optimizer.steps_taken >= optimizer.plan.steps:
             return  # the plan is over: that is the optimizer's to say
-        if self.stopped or not self._another_fits():
+        if self.stopped or (optimizer.completes_a_batch and not optimizer.another_step_fits()):
             self._stop()
             raise self._spent_error()
 
@@ -188,10 +195,12 @@ class Watchdog:
         if step == self._step:
             return  # a part of a logical batch
         self._step = step
-        if step < optimizer.plan.steps and not self._another_fits():
+        if step < optimizer.plan.steps and not optimizer.another_step_fits():
             self._stop()
             if self._raises:
                 raise self._spent_error()
+        elif not optimizer.is_on_first_rank:
+            return
         elif self._every is not None and step % self._every == 0:
             self._report(self.spending())
         elif self._budget is not None and step % max(1, optimizer.plan.steps // LOOKS) == 0:
@@ -206,26 +215,30 @@ class Watchdog:
             self._fractions = self._fractions[len(passed) :]
             self._report(now)
 
-    def _another_fits(self) -> bool:
-        optimizer = self._watched()[1]
-        ledger, event = optimizer.ledger, step_event(optimizer.plan)
-        if self._allowance is not None and not self._allowance.fits(ledger.counts, event):
-            return False
-        return ledger.fits(event, label=STEP)
-
     def _stop(self) -> None:
-        if self.stopped:
+        model, optimizer = self._watched()
+        first, self.stopped = not self.stopped, True
+        if not optimizer.is_on_first_rank:
             return
-        self.stopped = True
-        if self._save_to is not None:
-            save_checkpoint(self._save_to, *self._watched(), scheduler=self.scheduler)
-        self._report(self.spending())
+        if self._save_to is not None and self._saved != _SAVED:
+            self._saved = _SAVED
+            try:
+                save_checkpoint(self._save_to, model, optimizer, scheduler=self.scheduler)
+            except CheckpointError as error:
+                self._saved = f"The run could NOT be saved ({error}); save it now, with dpdl.save_checkpoint."
+                _log.error("%s", self._saved)
+        if first:
+            self._report(self.spending())
 
     def _spent_error(self) -> BudgetExceededError:
-        saved = "" if self._save_to is None else f" The run is saved in {self._save_to}."
+        saved = "" if self._saved is None else f" {self._saved.replace('{}', str(self._save_to))}"
         return BudgetExceededError(
             f"The budget is spent: {self.spending()}.{saved} Nothing was overspent; publish what there is."
         )
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _logged(spending: Spending) -> None:

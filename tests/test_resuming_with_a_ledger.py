@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import dpdl
-from accountants import Gaussian, NeighboringRelation
+from accountants import Composed, Gaussian, NeighboringRelation, PRVAccountant
 from dpdl.budget import Budget
 from dpdl.errors import BudgetExceededError, CheckpointError, LedgerError, PlanExhaustedError
 from dpdl.ledger import Ledger
@@ -77,6 +78,21 @@ def test_an_adaptive_budgets_claim_is_the_budget(file: Path) -> None:
     assert "the claim of all together is the budget, epsilon 40 at delta 1e-05, adaptive" in str(
         private.optimizer.report(1e-5)
     )
+    assert private.optimizer.report(1e-5).dataset_epsilon == private.optimizer.report(1e-4).dataset_epsilon == 40.0
+    assert private.optimizer.report(1e-6).dataset_epsilon == math.inf
+
+
+def test_a_run_that_was_ended_early_says_what_it_may_claim_if_that_was_for_how_it_looked() -> None:
+    private = train(start(), 3)
+    private.optimizer.ledger.record(MEAN, label="mean")
+    report = private.optimizer.report(1e-5)
+    whole = PRVAccountant().compose(Composed([private.optimizer.plan.event(), MEAN])).epsilon(1e-5)
+    assert report.planned_epsilon == pytest.approx(whole)
+    assert any("all 9 planned steps, epsilon <= " in assumption for assumption in report.assumptions)
+    train(private, STEPS)
+    report = private.optimizer.report(1e-5)
+    assert report.planned_epsilon == report.epsilon
+    assert "the number of steps was fixed in advance" in report.assumptions
 
 
 def test_what_is_released_besides_steps_is_in_the_report_and_is_no_step(file: Path) -> None:
@@ -235,9 +251,9 @@ def test_a_budget_is_not_lost_or_weakened_on_the_way(tmp_path: Path) -> None:
 
 def test_another_plan_under_a_runs_name_is_refused(file: Path) -> None:
     ledger = LedgerFile(file)
-    run = train(start(ledger), 2).optimizer.ledger.run
+    own = train(start(ledger), 2).optimizer.ledger
     with pytest.raises(LedgerError, match="another run"):
-        ledger.record(MEAN, label=STEP, run=run, number=1)
+        ledger.record(MEAN, label=STEP, run=own.run, branch=own.segments[0].branch, number=1)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +264,6 @@ def test_a_damaged_account_of_where_it_was_kept_is_refused(kept: Any) -> None:
     plan = private.optimizer.plan
     run = RunState(plan, randomness=RandomStream.from_insecure_seed(1))
     with pytest.raises(CheckpointError, match="damaged"):
-        run.become(RunState.from_state_dict({**run.state_dict(), "kept_in": kept}, plan=plan))
+        run.become(RunState.from_state_dict({**run.state_dict(), "kept_in": kept}, plan=plan), elsewhere=())
     with pytest.raises(CheckpointError, match="name"):
         RunState.from_state_dict({**run.state_dict(), "run": 3}, plan=plan)

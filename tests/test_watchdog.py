@@ -158,6 +158,29 @@ def test_by_default_reports_are_logged(caplog: pytest.LogCaptureFixture) -> None
     assert "step 5 of 12" in caplog.text
 
 
+def test_a_checkpoint_that_could_not_be_written_is_not_said_to_be_there(tmp_path: Path) -> None:
+    folder = tmp_path / "not yet"
+    watchdog = Watchdog(budget=BUDGET, save_to=folder / "last.pt")
+    private = watched(watchdog)
+    for _ in range(2):
+        with pytest.raises(BudgetExceededError, match=r"could NOT be saved \(.*last\.pt could not be written"):
+            train(private)
+    folder.mkdir()  # and the next time it is tried again
+    with pytest.raises(BudgetExceededError, match=r"is saved in .*last\.pt"):
+        train(private)
+    assert (folder / "last.pt").exists()
+
+
+def test_a_full_disk_does_not_end_a_run_that_asks_the_flag(tmp_path: Path) -> None:
+    watchdog = Watchdog(budget=BUDGET, when_spent="flag", save_to=tmp_path / "nowhere" / "last.pt")
+    private = watched(watchdog)
+    for batch in (b for _ in range(3) for b in private.loader):
+        train_on(private, batch)
+        if watchdog.stopped:
+            break
+    assert private.optimizer.steps_taken == 5
+
+
 def test_a_scheduler_is_saved_along(tmp_path: Path) -> None:
     watchdog = Watchdog(budget=BUDGET, save_to=tmp_path / "last.pt")
     private = watched(watchdog)
@@ -189,6 +212,8 @@ def test_it_can_be_attached_later_and_once() -> None:
         ({"when_spent": "shout"}, "when_spent"),
         ({"budget": 3.0}, "budget"),
         ({"fractions": (0.5, 1.5)}, "fractions"),
+        ({"fractions": ("a",)}, "fractions"),
+        ({"fractions": 0.5}, "fractions"),
         ({"every": 0}, "every"),
         ({"delta": 2.0}, "delta"),
     ],

@@ -84,8 +84,8 @@ MAX_NORMAL = math.sqrt(-math.log(_SMALLEST_SQUARE)) + 2.0**31 * UNIT
 _CHUNK_PAIRS = 1 << 15
 LONGEST_CHUNK = 2 * _CHUNK_PAIRS
 
-_HALF = torch.tensor(0.5, dtype=torch.float64)
-_SMALLEST = torch.tensor(_SMALLEST_SQUARE, dtype=torch.float64)
+_HALF = torch.tensor(0.5, dtype=torch.float64, device="cpu")
+_SMALLEST = torch.tensor(_SMALLEST_SQUARE, dtype=torch.float64, device="cpu")
 
 
 def total_variation(count: int) -> float:

@@ -6,6 +6,8 @@ what backwards brought ─▶ clipped sum ─▶ ledger (spent from here on) ─
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, overload
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from accountants import Gaussian
-from dpdl.errors import CheckpointError, ParameterError, StepError, WrapError
+from dpdl.errors import CheckpointError, ModelError, PrivacyError, StepError, WrapError
 from dpdl.ledger import Ledger
 from dpdl.noise.gaussian import gaussian_mechanism
 from dpdl.optim.loss_scale import LossScale
@@ -45,6 +47,16 @@ class Diagnostics:
     examples: int = 0
     clipped: int = 0
     non_finite: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """A saved state, read: the wrapped optimizer's, the run's, its notes, and what tells it from others."""
+
+    inner: dict[str, Any]
+    run: RunState
+    notes: list[str]
+    digest: str
 
 
 class PrivateOptimizer(torch.optim.Optimizer):
@@ -141,15 +153,32 @@ class PrivateOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._turns.refuse_unready()
-        self._refuse_unknown_parameters()
-        self._refuse_foreign_gradients()
-        self._run.refuse_overspending()
+        self._agree_to_step()
         clipped = self._turns.close(loss_scale=self._loss_scale.taken(getattr(self, "grad_scale", None)))
         self._loss_scale.unmark()
         if clipped is not None:
             self._release(clipped)
         return loss
+
+    def _agree_to_step(self) -> None:
+        """Raise unless the step may be taken, by this rank and all others; rank 0 asks the dataset's budget."""
+        refused: PrivacyError | None = None
+        try:
+            self._turns.refuse_unready()
+            self._refuse_unknown_parameters()
+            self._refuse_foreign_gradients()
+            self._refuse_nothing_to_train()
+            self._run.refuse_overspending()
+        except PrivacyError as error:
+            refused = error
+        if refused is not None or self.completes_a_batch:
+            self._ranks.agree("a step", {} if self._ranks.size == 1 else self._where(), refused=refused)
+
+    def _where(self) -> dict[str, Any]:
+        """What must be the same on all ranks before their sums are added up."""
+        trained = [(name, str(p.dtype), list(p.shape)) for name, p in self.trainable().items()]
+        digest = hashlib.sha256(json.dumps(trained).encode()).hexdigest()[:16]
+        return {**self._run.facts(), "set of trained parameters": digest}
 
     def _release(self, clipped: ClippedSum) -> None:
         clipped = self._ranks.total(self._with_unused(clipped))
@@ -157,7 +186,11 @@ class PrivateOptimizer(torch.optim.Optimizer):
         self._count(clipped)
         if self._ranks.is_first:
             noisy = gaussian_mechanism(
-                clipped, noise_multiplier=self.plan.noise_multiplier, stream=self._run.noise, step=step
+                clipped,
+                noise_multiplier=self.plan.noise_multiplier,
+                stream=self._run.noise,
+                step=step,
+                reuse=True,
             )
         else:
             noisy = NoisyGradient(tensors=clipped.tensors, event=Gaussian(self.plan.noise_multiplier))
@@ -198,6 +231,21 @@ class PrivateOptimizer(torch.optim.Optimizer):
             clipped=so_far.clipped + clipped.clipped,
             non_finite=so_far.non_finite + clipped.non_finite,
         )
+
+    @property
+    def completes_a_batch(self) -> bool:
+        """Whether the next `step()` releases and updates: no further part of the logical batch is to come."""
+        part = self._turns.open_part
+        return part is None or part.last
+
+    @property
+    def is_on_first_rank(self) -> bool:
+        """Whether this process keeps the files of a data-parallel run; True for a process on its own."""
+        return self._ranks.is_first
+
+    def another_step_fits(self) -> bool:
+        """Whether all budgets have room for one more step, as of now: in a data-parallel run as rank 0 knows."""
+        return self._ranks.first_says("what fits", self._run.another_step_fits)
 
     def _mark_backward(self) -> None:
         if not self._loss_scale.is_marked:
@@ -240,6 +288,13 @@ class PrivateOptimizer(torch.optim.Optimizer):
                     "module was called, or another loss reaches it. Call optimizer.zero_grad() to drop that "
                     "gradient, then the model that make_private returned, and backward()."
                 )
+
+    def _refuse_nothing_to_train(self) -> None:
+        if not self.trainable():
+            raise ModelError(
+                "Every parameter of the optimizer is frozen: the step would release nothing, and spend. Unfreeze some "
+                "with requires_grad_(True), before the forward pass."
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused: parameters must be known when the optimizer is made private."""
@@ -301,6 +356,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
         Forward passes are kept, and so is what earlier parts of a logical batch have added up.
         """
         self.inner.zero_grad(set_to_none=set_to_none)
+        if set_to_none:
+            self._released.clear()  # their memory is needed for the next ones
         self._turns.drop()
 
     def state_dict(self) -> dict[str, Any]:
@@ -325,38 +382,39 @@ class PrivateOptimizer(torch.optim.Optimizer):
         Raises:
             CheckpointError: it is not a private optimizer's state, or was saved under another plan.
         """
-        state = dict(state_dict)
-        private = state.pop(_STATE_KEY, None)
-        if not isinstance(private, dict) or not isinstance(private.get("plan"), str):
-            raise CheckpointError(
-                "The state is not a private optimizer's: it has no ledger, and loading it would forget what was "
-                "spent. Load what PrivateOptimizer.state_dict() returned."
-            )
+        saved: _Saved | None = None
+        refused: PrivacyError | None = None
         try:
-            saved_plan = PrivacyPlan.from_json(private["plan"])
-        except ParameterError as error:
-            raise CheckpointError(f"The saved plan cannot be read: {error}") from error
-        if saved_plan != self.plan:
-            raise CheckpointError(
-                f"The state was saved under another plan. Saved: {saved_plan} Now: {self.plan} "
-                "Resume with the saved plan."
-            )
-        run = RunState.from_state_dict(private, plan=self.plan)
+            saved = self._read(state_dict)
+        except PrivacyError as error:
+            refused = error
+        self._ranks.agree(
+            "loading a saved state", {} if saved is None else {"saved state": saved.digest}, refused=refused
+        )
+        assert saved is not None
+        if saved.run.secure:
+            saved.run.take_key(self._ranks.shared_key())
+        elsewhere = self._ranks.first_says("what the ledger has", lambda: self._run.elsewhere(saved.run))
+        self._run.become(saved.run, elsewhere=elsewhere)
+        # From here on nothing is refused.
+        self.inner.load_state_dict(saved.inner)
+        self._share_inner_state()
+        self._earlier_notes = saved.notes
+        self._turns.abandon()
+        self._released.clear()
+        self._on_load()
+
+    def _read(self, state_dict: Mapping[str, Any]) -> _Saved:
+        state = dict(state_dict)
+        private: Any = state.pop(_STATE_KEY, None)
+        run = RunState.of_saved(private, plan=self.plan)
         self._run.refuse_resuming(run)
         self._refuse_other_optimizer(state, private.get("optimizer"))
         notes = private.get("notes")
         if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
             raise CheckpointError("The saved run is damaged: it has no notes.")
-        if run.secure:
-            run.take_key(self._ranks.shared_key())
-        # From here on nothing is refused.
-        self.inner.load_state_dict(state)
-        self._share_inner_state()
-        self._earlier_notes = notes
-        self._run.become(run)
-        self._turns.abandon()
-        self._released.clear()
-        self._on_load()
+        told = json.dumps({name: value for name, value in private.items() if name != "notes"}, default=str)
+        return _Saved(inner=state, run=run, notes=notes, digest=hashlib.sha256(told.encode()).hexdigest()[:16])
 
     def _refuse_other_optimizer(self, state: dict[str, Any], name: object) -> None:
         groups = state.get("param_groups")

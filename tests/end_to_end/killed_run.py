@@ -64,7 +64,7 @@ def record_draws(log: Path) -> None:
             return words
         digest = hashlib.sha256(words.tobytes()).hexdigest()
         line = json.dumps([self._labels[0], message, start, count, digest])
-        os.write(file, line.encode() + b"\n")
+        os.write(file, b"\n" + line.encode() + b"\n")  # on a line of its own also if the one before was torn by a kill
         return words
 
     RandomStream.words = recorded  # type: ignore[method-assign]
@@ -142,7 +142,7 @@ def kill_at_a_random_moment(child: int, folder: Path, luck: random.Random, furth
 
 def draws_in(folder: Path) -> int:
     log = folder / "draws"
-    return log.read_bytes().count(b"\n") if log.exists() else 0
+    return log.read_bytes().count(b"]\n") if log.exists() else 0
 
 
 def train_to_the_end(folder: Path, **settings: Any) -> None:

@@ -39,8 +39,12 @@ def run(folder: Path, *, seed: str, kills: int, steps: int, reserve: int) -> Pat
 
 
 def draws(folder: Path) -> list[tuple[tuple[str, int, int, int], str]]:
-    """Every draw: (stream, message, first word, words), and the digest of what came out."""
-    rows = [json.loads(line) for line in (folder / "draws").read_text().splitlines()]
+    """Every draw: (stream, message, first word, words), and the digest of what came out.
+
+    A kill can tear the line of the last one, whose words were not used then.
+    """
+    lines = (folder / "draws").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("]")]
     return [((label, message, start, count), digest) for label, message, start, count, digest in rows]
 
 
