@@ -242,6 +242,11 @@ def _refuse_models_that_cannot(model: nn.Module) -> None:
                     "per-example gradients this version cannot compute. Pass the plain module: in a process group "
                     "make_private trains it data-parallel."
                 )
+            if p.is_meta:
+                raise ModelError(
+                    f"Parameter '{name}' of {where} is on the meta device: it has a shape and no values. Load the "
+                    "weights before the optimizer is built."
+                )
             if p.is_complex() or p.is_sparse:
                 raise ModelError(
                     f"Parameter '{name}' of {where} is {'complex' if p.is_complex() else 'sparse'}; clipping and noise "

@@ -177,6 +177,12 @@ class RunState:
         if kept is not None and not (isinstance(kept, dict) and set(kept) == {"id", "budget"}):
             raise CheckpointError(f"The saved run is damaged: kept_in {kept!r}.")
         run = cls(plan, randomness=randomness, ledger=ledger, steps_in_pass=steps_in_pass)
+        others = [entry.event for entry in ledger.entries if entry.label == STEP and entry.event != run._event]
+        if others or ledger.relation is not NeighboringRelation(plan.relation):
+            raise CheckpointError(
+                f"The saved run is damaged: its ledger has steps of {others or ledger.relation.value}, but its plan "
+                f"is of {run._event} under {plan.relation}. What was spent would be misstated."
+            )
         run._kept = kept
         return run
 

@@ -20,6 +20,7 @@ from dpdl.errors import CheckpointError, ModelError, PrivacyError, StepError, Wr
 from dpdl.ledger import Ledger
 from dpdl.noise.gaussian import gaussian_mechanism
 from dpdl.optim.loss_scale import LossScale
+from dpdl.optim.saved_state import refuse_unfit_state
 from dpdl.per_sample.engine import accumulation_dtype
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport
@@ -409,26 +410,12 @@ class PrivateOptimizer(torch.optim.Optimizer):
         private: Any = state.pop(_STATE_KEY, None)
         run = RunState.of_saved(private, plan=self.plan)
         self._run.refuse_resuming(run)
-        self._refuse_other_optimizer(state, private.get("optimizer"))
+        refuse_unfit_state(state, private.get("optimizer"), self.inner)
         notes = private.get("notes")
         if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
             raise CheckpointError("The saved run is damaged: it has no notes.")
         told = json.dumps({name: value for name, value in private.items() if name != "notes"}, default=str)
         return _Saved(inner=state, run=run, notes=notes, digest=hashlib.sha256(told.encode()).hexdigest()[:16])
-
-    def _refuse_other_optimizer(self, state: dict[str, Any], name: object) -> None:
-        groups = state.get("param_groups")
-        if name != type(self.inner).__name__ or not isinstance(groups, list) or "state" not in state:
-            raise CheckpointError(
-                f"The state was saved from the optimizer {name}, but this run has {type(self.inner).__name__}."
-            )
-        saved = [len(group.get("params", ())) for group in groups]
-        mine = [len(group["params"]) for group in self.inner.param_groups]
-        if saved != mine:
-            raise CheckpointError(
-                f"The optimizer's state has parameter groups of {saved} parameters, but this optimizer has {mine}. "
-                "Build the optimizer as for the saved run."
-            )
 
     def _all_notes(self) -> list[str]:
         return list(dict.fromkeys([*self._earlier_notes, *self._notes()]))
