@@ -91,6 +91,7 @@ class LossTrace:
         self._constants: list[Constants] = []
         self._passes = 0
         self._has_let_out = False
+        self._has_hooks = False
         self._device = torch.device("cpu")  # of the latest that is followed: an output's, once there is one
 
     def follow_batch(self, batch: Any) -> Any:
@@ -139,6 +140,10 @@ class LossTrace:
             if id(root.followed) in used:
                 root.keep()
 
+    def meet_hook(self) -> None:
+        """A hook may change gradients on their way to the model, and is not run again: nothing can be confirmed."""
+        self._has_hooks = True
+
     def record(
         self, function: Callable[..., Any], args: Any, kwargs: Any, result: Any, drawn_from: RandomState | None
     ) -> Any:
@@ -182,9 +187,9 @@ class LossTrace:
         judgement = judge(replay, turn=self._turn, several=self._passes > 1)
         if judgement.verdict is not None:
             _refuse_other_than(self._checks.loss_reduction, judgement.verdict, size=self.batch_size)
-        if not judgement.has_run:
+        if not judgement.has_run or self._has_hooks:
             self._checks.on_untold()
-        self._confirmed.append(judgement.verdict is not None)
+        self._confirmed.append(judgement.verdict is not None and not self._has_hooks)
         if self._has_let_out or not replay.numbers_stay:
             with torch._C.DisableTorchFunctionSubclass():
                 self._constants.append(Constants(replay.outside(), size=self.batch_size))
@@ -266,6 +271,8 @@ class _Followed(Tensor):
         trace = next((leaf._trace for leaf in followed if hasattr(leaf, "_trace")), None)
         if func is Tensor.backward and trace is not None:
             trace.check(_scalar_of(*args, **kwargs))
+        if func is Tensor.register_hook and trace is not None:
+            trace.meet_hook()
         asks = getattr(func, "__name__", "") in _ASKING
         if trace is not None and not asks:
             trace.before(args, kwargs)

@@ -287,6 +287,18 @@ def test_a_loss_that_cannot_be_run_again_is_warned_of_once() -> None:
     assert not run.is_confirmed()
 
 
+def test_a_hook_that_mixes_examples_on_the_way_back_is_not_confirmed() -> None:
+    def hooked(o: Tensor, y: Tensor) -> Tensor:
+        o.register_hook(lambda gradient: gradient - gradient.mean(0, keepdim=True))
+        return F.cross_entropy(o, y)
+
+    run = Run(hooked)
+    with pytest.warns(PrivacyWarning, match="taken on trust"):
+        run.batch(8)
+    run.batch(12)
+    assert not run.is_confirmed()
+
+
 # ── what is confirmed ─────────────────────────────────────────────────────────────────────────────────────────
 
 
