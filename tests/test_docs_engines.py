@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils.data import DataLoader, TensorDataset
 
 import dpdl
 from benchmarks import engines
@@ -239,7 +240,7 @@ REFUSED: dict[str, tuple[nn.Module, Tensor]] = {
     "writes to a derived weight": (Using(written_to, w=numbers(4, 4)), X),
     "divides data in place": (Using(lambda m, x: x.clone().div_(m.w), w=W), X),
     "hands parameters to a custom": (Using(lambda m, x: Scaled.apply(x, m.w), w=W), X),
-    "was traced by": (Using(lambda m, x: vmap(m.layer)(x), layer=linear()), X),
+    "uses `torch.func.vmap` inside": (Using(lambda m, x: vmap(m.layer)(x), layer=linear()), X),
 }
 
 
@@ -255,6 +256,7 @@ def test_the_tape_refuses_as_is_said_and_auto_goes_on(start: str) -> None:
     torch.testing.assert_close(norms(module, x, "auto"), norms(module, x, "loop"))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
 @pytest.mark.parametrize("engine", ["tape", "vmap", "loop", "auto"])
 def test_what_no_engine_takes(engine: EngineName) -> None:
     compiled: Any = torch.compile(linear(), backend="eager")
@@ -266,17 +268,17 @@ def test_what_no_engine_takes(engine: EngineName) -> None:
         ("`Embedding(max_norm=", nn.Embedding(7, 4, max_norm=1.0), TOKENS, ExampleMixingError),
         ("`Embedding(max_norm=", nn.utils.parametrizations.spectral_norm(linear()), X, ExampleMixingError),
         ("`squeeze()`", Using(lambda m, x: m.layer(x).squeeze(), layer=nn.Linear(4, 1)), X, ModelError),
-        ("`Embedding(sparse=True)`", nn.Embedding(7, 4, sparse=True), TOKENS, RuntimeError),
+        ("traced or scripted by `torch.jit`", torch.jit.trace(linear(), X), X, ModelError),
     ):
         assert table_row(start)
         with pytest.raises(error):
             dpdl.per_sample_norms(module, mean_of_squares, x, None, engine=engine)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
-def test_a_traced_module_is_refused_by_the_tape() -> None:
-    traced = torch.jit.trace(linear(), X)
-    with pytest.raises(ModelError, match="do not see"):
-        norms(traced, X, "tape")
-    assert chosen(traced, X) == "vmap"
-    torch.testing.assert_close(norms(traced, X, "auto"), norms(traced, X, "loop"))
+def test_sparse_gradients_are_refused_by_make_private() -> None:
+    assert table_row("`Embedding(sparse=True)`")
+    table = nn.Embedding(7, 4, sparse=True)
+    loader = DataLoader(TensorDataset(TOKENS), batch_size=len(TOKENS))
+    plan = dpdl.PrivacyPlan.for_loader(loader, steps=1, noise_multiplier=1.0, max_grad_norm=1.0)
+    with pytest.raises(ModelError, match="sparse=False"):
+        dpdl.make_private(table, torch.optim.SGD(table.parameters(), lr=0.1), loader, plan)

@@ -202,6 +202,7 @@ STEPPING: list[tuple[Callable[..., None], type[Exception], str]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:The loss could not be computed again:dpdl.errors.PrivacyWarning")
 @pytest.mark.parametrize(("misuse", "error", "says"), STEPPING, ids=[row[0].__name__ for row in STEPPING])
 def test_stepping_like_this_is_refused(misuse: Callable[..., None], error: type[Exception], says: str) -> None:
     engine = PrivacyEngine()
