@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,16 @@ __all__ = ["keeping_saved_tensors", "leaf_gradients", "saved_tensors_are_hooked"
 
 def saved_tensors_are_hooked() -> bool:
     """Whether what autograd saves now passes through hooks."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+        return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    # torch 2.6 does not tell; but what it saves has its hooks then, and takes no others.
+    with torch.enable_grad():
+        node: Any = torch.ones((), requires_grad=True).square().grad_fn
+    try:
+        node._raw_saved_self.register_hooks(_same, _same)
+    except RuntimeError:
+        return True
+    return False
 
 
 def keeping_saved_tensors() -> AbstractContextManager[None]:

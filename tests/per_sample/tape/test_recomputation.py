@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 import dpdl
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.tape import TapeEngine
+from dpdl.per_sample.tape.recomputation import saved_tensors_are_hooked
 from tests.per_sample.tape.against_autograd import (
     Numbers,
     Using,
@@ -366,3 +367,13 @@ def test_a_checkpointed_model_by_the_public_way() -> None:
     )
     for name, expected in true.gradients.items():
         torch.testing.assert_close(found[name], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["asked", "found out, as under torch 2.6"])
+def test_hooks_on_saved_tensors_are_noticed(tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not tells:
+        monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks", raising=False)
+    assert not saved_tensors_are_hooked()
+    with torch.autograd.graph.save_on_cpu(), torch.no_grad():
+        assert saved_tensors_are_hooked()
+    assert not saved_tensors_are_hooked()
