@@ -68,12 +68,6 @@ class PrivateLoader:
         """The most examples in one part of a batch; None for no limit."""
         return self._max_physical_batch_size
 
-    @property
-    def completes_a_batch(self) -> bool:
-        """Whether no further part of the open logical batch is to come: the next `step()` updates."""
-        part = self._turns.open_part
-        return part is None or part.last
-
     def __len__(self) -> int:
         """Logical batches in a full pass: `optimizer.step()` updates this often."""
         return self._steps_per_pass

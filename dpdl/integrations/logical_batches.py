@@ -46,4 +46,4 @@ class LogicalBatches:
             yield next(self._parts)
 
     def _is_last(self) -> bool:
-        return self._private.loader.completes_a_batch
+        return self._private.optimizer.completes_a_batch
