@@ -43,6 +43,8 @@ from dpdl.types import ClippedSum, NoisyGradient
 
 __all__ = ["gaussian_mechanism"]
 
+# Fewer are drawn sooner by one thread than another one is started: 100,000 values took 0.8 ms by one and 2.1 by two.
+_CHUNKS_A_THREAD = 8
 _STD_RANGE = (1e-250, 1e250)  # beyond it, a grid unit or its reciprocal would leave float64
 
 
@@ -119,7 +121,7 @@ def _add_noise(rows: list[Tensor], *, unit: float, stream: RandomStream, step: i
     ends = list(itertools.accumulate(row.numel() for row in rows))
     count = ends[-1] if ends else 0
     begins = range(0, count, LONGEST_CHUNK)
-    threads = max(1, min(torch.get_num_threads(), len(begins)))
+    threads = max(1, min(torch.get_num_threads(), len(begins) // _CHUNKS_A_THREAD))
 
     def add(begins: Iterable[int]) -> None:
         drawer = ChunkDrawer(stream, count, step=step)

@@ -3,6 +3,7 @@
 import math
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -129,12 +130,23 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-def test_threads_share_the_chunks_and_change_no_value(threads: Callable[[int], None]) -> None:
-    total = {"a": torch.randn(300_001), "b": torch.randn(100_000, dtype=torch.float64), "c": torch.randn(17)}
+@pytest.mark.parametrize(("length", "pools"), [(300_001, []), (1_200_001, [2])])
+def test_threads_share_many_chunks_and_change_no_value(
+    threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, length: int, pools: list[int]
+) -> None:
+    total = {"a": torch.randn(length), "b": torch.randn(100_000, dtype=torch.float64), "c": torch.randn(17)}
+    started: list[int] = []
+
+    def pool(size: int) -> ThreadPoolExecutor:
+        started.append(size)
+        return ThreadPoolExecutor(size)
+
     threads(1)
     alone = add_noise(total, step=3).tensors
     threads(3)
+    monkeypatch.setattr("dpdl.noise.gaussian.ThreadPoolExecutor", pool)
     shared = add_noise(total, step=3).tensors
+    assert started == pools
     assert all(torch.equal(shared[name], alone[name]) for name in total)
     assert not torch.equal(alone["a"][:100_000], alone["a"][200_000:300_000])
 
