@@ -20,6 +20,7 @@ from dpdl.per_sample.isolation import EXAMPLES, find_batch_norms, find_mixing, f
 from dpdl.per_sample.layout import OutputLayout
 from dpdl.per_sample.loop import LoopEngine
 from dpdl.per_sample.loss_trace import LossChecks, LossTrace, untraced
+from dpdl.per_sample.randomness import isolated_randomness
 from dpdl.per_sample.select import select_engine, why_not
 from dpdl.per_sample.self_check import first_finite
 from dpdl.per_sample.tape.refusal import TapeRefusal
@@ -161,16 +162,17 @@ class PerSampleRunner:
         if checked:
             refuse_mixing(find_mixing(self.module, batch))
         if self._engine is None or why_not(self._engine, batch, trainable, checked=checked) is not None:
-            selection = select_engine(
-                self.execution.engine,
-                self.module,
-                batch,
-                trainable,
-                accumulate_dtype=self.execution.accumulate_dtype,
-                chunk_size=self.execution.chunk_size,
-                checked=checked,
-                refused=self._refused,
-            )
+            with isolated_randomness(batch.device):  # whoever selected before draws the same dropout as who does now
+                selection = select_engine(
+                    self.execution.engine,
+                    self.module,
+                    batch,
+                    trainable,
+                    accumulate_dtype=self.execution.accumulate_dtype,
+                    chunk_size=self.execution.chunk_size,
+                    checked=checked,
+                    refused=self._refused,
+                )
             self._engine, self._engine_note = selection.engine, selection.note
             self._known_forms.clear()
         if not checked or len(first_finite(batch, 1)):
