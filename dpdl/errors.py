@@ -14,6 +14,8 @@
     ├── LedgerError                       a ledger file is damaged, another data set's, or under another budget
     ├── WrapError                         these objects cannot be made private (again)
     ├── ProcessGroupError                 another process of the run has ended, or is elsewhere
+    ├── ChannelError                      another party of a split network does not answer, or not to what was asked
+    ├── ManifestError                     two parties of a split network have not agreed on the same run
     ├── CheckpointError                   a saved state is damaged or belongs to another plan
     └── DataError                         input files are missing or broken
 
@@ -28,6 +30,7 @@ from accountants.errors import ParameterError, PrivacyError, UnsupportedEventErr
 
 __all__ = [
     "BudgetExceededError",
+    "ChannelError",
     "CheckpointError",
     "DataError",
     "EngineMismatchError",
@@ -35,6 +38,7 @@ __all__ = [
     "LedgerError",
     "LoaderError",
     "LossError",
+    "ManifestError",
     "ModelError",
     "ParameterError",
     "PlanExhaustedError",
@@ -89,6 +93,14 @@ class WrapError(PrivacyError):
 
 class ProcessGroupError(PrivacyError):
     """Another process of a data-parallel run has ended, or does not answer."""
+
+
+class ChannelError(PrivacyError):
+    """Another party of a split network does not answer, or not to what was asked."""
+
+
+class ManifestError(PrivacyError):
+    """Two parties of a split network have not agreed on the same run."""
 
 
 class CheckpointError(PrivacyError):

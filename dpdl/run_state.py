@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from accountants import Event, NeighboringRelation
 from accountants.events import Repeated
@@ -18,9 +18,24 @@ from dpdl.plan import PrivacyPlan
 from dpdl.secure_random import RandomStream
 from dpdl.tally import Segment
 
-__all__ = ["STEP", "RunState", "new_run_id", "step_event"]
+__all__ = ["STEP", "RunPlan", "RunState", "new_run_id", "step_event"]
 
 STEP = "step"  # the label of training steps
+
+
+class RunPlan(Protocol):
+    """What a run is held to: a `PrivacyPlan`, or another plan of equal steps."""
+
+    @property
+    def steps(self) -> int:
+        """How many there are at most."""
+
+    @property
+    def relation(self) -> NeighboringRelation | str:
+        """What neighbouring datasets differ in."""
+
+    def event(self, steps: int, /) -> Event:
+        """What that many steps release."""
 
 
 class RunState:
@@ -38,7 +53,7 @@ class RunState:
     """
 
     def __init__(
-        self, plan: PrivacyPlan, *, randomness: RandomStream, ledger: Ledger | None = None, steps_in_pass: int = 0
+        self, plan: RunPlan, *, randomness: RandomStream, ledger: Ledger | None = None, steps_in_pass: int = 0
     ) -> None:
         self.plan = plan
         self.ledger = ledger or Ledger(relation=NeighboringRelation(plan.relation), run=new_run_id())
@@ -156,7 +171,7 @@ class RunState:
         return cls.from_state_dict(private, plan=plan)
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], *, plan: PrivacyPlan) -> RunState:
+    def from_state_dict(cls, state: dict[str, Any], *, plan: RunPlan) -> RunState:
         """The state that `state_dict` returned; a secure run goes on with a fresh key.
 
         Raises:
@@ -290,7 +305,7 @@ def new_run_id(name: str | None = None) -> str:
     return f"{name} {drawn}" if name else drawn
 
 
-def step_event(plan: PrivacyPlan) -> Event:
+def step_event(plan: RunPlan) -> Event:
     """What one step of a plan releases."""
     event = plan.event(1)
     return event.event if isinstance(event, Repeated) else event

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
 from typing import Any, get_args
 
 import torch
@@ -20,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dpdl.data import load
 from dpdl.errors import CheckpointError, DataError, ParameterError
 from dpdl.execution import EngineName
+from dpdl.interrupts import held_interrupts
 from dpdl.models import MODEL_NAMES
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import rounded_up
@@ -96,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     with messages.status("Reading images"):
         data = load(data_path)
     messages.print(str(data), highlight=False)
-    with _interrupts() as interrupted, _ProgressBar(messages, settings) as bar:
+    with held_interrupts() as interrupted, _ProgressBar(messages, settings) as bar:
         result = train(
             settings,
             data,
@@ -154,24 +151,6 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that stood on the command line."""
     values = {f.name: getattr(arguments, f.name) for f in fields(Settings)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C (and SIGTERM) instead of dying in the middle of a step; the second one is not held."""
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _ProgressBar(Observer):

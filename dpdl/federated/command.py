@@ -1,0 +1,191 @@
+"""`dpdl federated`: clients and a server in one process, with a claim for each adversary and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dpdl.data import load
+from dpdl.errors import CheckpointError, DataError, ParameterError
+from dpdl.federated.image_federation import (
+    FederationSettings,
+    ImageFederation,
+    PartitionName,
+    Scheme,
+    build_federation,
+)
+from dpdl.federated.plot import plot_federated
+from dpdl.federated.runner import FederatedRun, run_federated
+from dpdl.interrupts import held_interrupts
+from dpdl.models import MODEL_NAMES
+from dpdl.privacy_report import rounded_up
+from dpdl.train_command import EXIT_STOPPED
+
+__all__ = ["register"]
+
+REPORT, WEIGHTS, TABLE, PLOT, LEDGERS = "report.json", "model.pt", "history.csv", "federated.png", "ledgers"
+MOST_SHOWN = 12  # clients in the closing table
+
+EXAMPLES = """examples:
+  dpdl federated                                       five clients, DP-SGD at each, the embedded digits
+  dpdl federated --scheme none --rounds 5              without privacy: what it costs is the difference
+  dpdl federated --partition dirichlet --alpha 0.5 --plot
+  dpdl federated --scheme client --clients 500 --client-rate 0.2 --rounds 40 --local-steps 5
+  dpdl federated --scheme both --client-epsilon 20 --data mnist/
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to an argparse parser's subparsers."""
+    parser = subparsers.add_parser(
+        "federated",
+        help="train an image classifier at several clients",
+        description="Federated training in one process, with record-level privacy at the clients, client-level privacy "
+        "at the server, both, noise on each client's update, or none; reported for each adversary.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = FederationSettings()
+    add = parser.add_argument
+    add("--scheme", choices=get_args(Scheme), help=f"what protects (default: {default.scheme})")
+    add("--clients", type=int, metavar="N", help=f"(default: {default.clients})")
+    add("--rounds", type=int, metavar="N", help=f"(default: {default.rounds})")
+    add("--client-rate", type=float, metavar="Q", help="each client's chance to be in a round (default: 1, all are)")
+    add("--partition", choices=get_args(PartitionName), help=f"of the examples (default: {default.partition})")
+    add("--alpha", type=float, help=f"of dirichlet; the smaller, the less even (default: {default.alpha})")
+    add("--shards-per-client", type=int, metavar="N", help=f"of shards (default: {default.shards_per_client})")
+    add("--minimum", type=int, metavar="N", help=f"fewest examples of a client (default: {default.minimum})")
+    add("--data", metavar="PATH", help="MNIST IDX files, CIFAR-10, or images by class, as for dpdl train; without it, "
+        "the digits that the extra 'demo' brings")  # fmt: skip
+    add("--output", metavar="DIR", type=Path, default=Path("dpdl-federated"), help="(default: %(default)s)")
+    add("--epsilon", type=float, help="budget of the scheme's guarantee, over all rounds, from which the noise is "
+        f"computed (default: {default.epsilon}); with both, of a record")  # fmt: skip
+    add("--client-epsilon", type=float, help=f"with both, of a client (default: {default.client_epsilon})")
+    add("--noise-multiplier", type=float, metavar="SIGMA", help="the noise itself, instead of --epsilon")
+    add("--delta", type=float, help=f"(default: {default.delta})")
+    add("--max-grad-norm", type=float, metavar="C", help=f"of DP-SGD (default: {default.max_grad_norm})")
+    add("--max-update-norm", type=float, metavar="S", help=f"of a client's update (default: {default.max_update_norm})")
+    add("--local-steps", type=int, metavar="N", help=f"of a client in a round (default: {default.local_steps})")
+    add("--batch-size", type=int, metavar="N", help=f"expected, in a local step (default: {default.batch_size})")
+    add("--model", choices=MODEL_NAMES, help=f"(default: {default.model})")
+    add("--lr", type=float, help=f"of the clients (default: {default.lr})")
+    add("--momentum", type=float, help=f"of the clients (default: {default.momentum})")
+    add("--server-lr", type=float, help=f"(default: {default.server_lr})")
+    add("--seed", type=int, help=f"of partition and first weights (default: {default.seed})")
+    add("--insecure-seed", type=int, metavar="SEED", help="reproducible noise; for research only, the report says so")
+    add("--json", action="store_true", help="print the report as JSON instead of text")
+    add("--plot", action="store_true", help=f"write {PLOT}: accuracy and every client's epsilon over the rounds")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; the exit code."""
+    messages = Console(stderr=True)
+    output: Path = arguments.output
+    settings = _settings(arguments)
+    if (output / REPORT).exists() or (output / LEDGERS).exists():
+        raise CheckpointError(
+            f"{output} holds a run already, and what its clients have spent. Choose another --output."
+        )
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        raise DataError("--plot needs matplotlib: pip install 'dpdl[plots]'.")
+    with messages.status("Reading images"):
+        data = load(arguments.data)
+    messages.print(str(data), highlight=False)
+    federation = build_federation(settings, data, ledgers=output / LEDGERS)
+    if federation.plan is not None:
+        messages.print(str(federation.plan), highlight=False)
+    with held_interrupts() as interrupted:
+        result = run_federated(
+            federation.server,
+            federation.clients,
+            rounds=settings.rounds,
+            evaluate=federation.evaluate,
+            progress=messages,
+            delta=settings.delta,
+            stop=lambda: bool(interrupted),
+        )
+    report = {
+        **result.report.to_dict(),
+        "federation": {
+            "settings": asdict(settings),
+            "data": data.name,
+            "examples": list(federation.sizes),
+            "stopped": result.stopped,
+            "history": result.history.to_dict(),
+            "remark": "test images are not covered by the guarantee; their accuracy is published without noise",
+        },
+    }
+    if arguments.json:
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    else:
+        Console().print(_table(result, federation))
+        Console().print(str(result.report), highlight=False)
+    torch.save(dict(result.state), output / WEIGHTS)
+    (output / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    (output / TABLE).write_text(result.history.to_csv())
+    written = [WEIGHTS, REPORT, TABLE, f"{LEDGERS}/"]
+    if arguments.plot:
+        title = f"Scheme {settings.scheme}, {settings.clients} clients, {data.name}"
+        plot_federated(result.history, output / PLOT, title=title)
+        written.append(PLOT)
+    messages.print(f"Written to {output}: {', '.join(written)}", highlight=False)
+    if result.history.secret_participation:
+        messages.print(
+            f"{REPORT}, {TABLE}, {PLOT} and {LEDGERS}/ show who took part, on which the claim counts as a secret: "
+            "publish the weights and the claims, not these.",
+            highlight=False,
+        )
+    if result.stopped is not None:
+        messages.print(result.stopped, highlight=False)
+        return EXIT_STOPPED if interrupted else 0
+    return 0
+
+
+def settings_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that stood on the command line."""
+    values = {f.name: getattr(arguments, f.name) for f in fields(FederationSettings)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _settings(arguments: argparse.Namespace) -> FederationSettings:
+    given = settings_given(arguments)
+    if "epsilon" in given and "noise_multiplier" in given:
+        raise ParameterError("Give --epsilon or --noise-multiplier, not both: one determines the other.")
+    if "client_epsilon" in given and given.get("scheme") != "both":
+        raise ParameterError("--client-epsilon is of --scheme both; the others have one guarantee, by --epsilon.")
+    if "noise_multiplier" in given:
+        given["epsilon"] = None
+    return FederationSettings(**given)
+
+
+def _table(result: FederatedRun, federation: ImageFederation) -> Table:
+    """One row a client: what it has, how often it answered, what it spent. Bounds are rounded to the safe side."""
+    rounds = result.history.rounds
+    accuracy = (result.history.last_evaluation or {}).get("accuracy", math.nan)
+    table = Table(title=f"Federated training: {accuracy:.2%} of test images right after {len(rounds)} rounds")
+    for column in ("client", "examples", "rounds", "refused", "epsilon"):
+        table.add_column(column, style="bold" if column == "client" else None)
+    epsilons = rounds[-1].client_epsilon or {}
+    for name, size in list(zip(federation.clients, federation.sizes, strict=True))[:MOST_SHOWN]:
+        epsilon = epsilons.get(name)
+        table.add_row(
+            name,
+            f"{size:,}",
+            str(sum(name in r.answered for r in rounds)),
+            str(sum(name in names for r in rounds for names in r.refused.values())),
+            "not asked" if epsilon is None else "none" if math.isinf(epsilon) else f"<= {rounded_up(epsilon)}",
+        )
+    if len(federation.clients) > MOST_SHOWN:
+        table.caption = f"and {len(federation.clients) - MOST_SHOWN:,} more"
+    return table
