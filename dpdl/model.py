@@ -16,6 +16,8 @@ from dpdl.per_sample.boundary import OnBackward, Passage
 from dpdl.per_sample.engine import FrozenCall
 from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
 from dpdl.per_sample.runner import PerSampleRunner, plain_arguments
+from dpdl.placement import Copies, Placement
+from dpdl.ranks import Ranks
 from dpdl.turns import Part, Turns
 
 __all__ = ["PrivateModel"]
@@ -42,6 +44,7 @@ class PrivateModel(nn.Module):
         runner: computes per-sample gradients of it.
         turns: knows the current batch.
         trainable: the parameters that the private optimizer updates, by name, as of now.
+        placement: where they are; by default here, whole.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class PrivateModel(nn.Module):
         runner: PerSampleRunner,
         turns: Turns,
         trainable: Callable[[], Mapping[str, Tensor]],
+        placement: Placement | None = None,
     ) -> None:
         self.__dict__["_wrapped"] = module  # past __setattr__, which hands on to the module
         mode = module.training
@@ -62,6 +66,7 @@ class PrivateModel(nn.Module):
         self.__dict__["_runner"] = runner
         self.__dict__["_turns"] = turns
         self.__dict__["_trainable"] = trainable
+        self.__dict__["_placement"] = placement or Copies(Ranks())
 
     @property
     def module(self) -> nn.Module:
@@ -84,6 +89,7 @@ class PrivateModel(nn.Module):
             ModelError: the module mixes examples, keeps state from them, or no engine can run it.
         """
         args, kwargs = plain_arguments(args, kwargs)
+        self._placement.settle()
         if not torch.is_grad_enabled():
             return self._evaluated(args, kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim > 0]
@@ -100,16 +106,18 @@ class PrivateModel(nn.Module):
                 "Every parameter that the optimizer holds is frozen: nothing would be trained, but the step would "
                 "count. Unfreeze some with requires_grad_(True)."
             )
-        return self._runner.forward(batch, trainable, self._delivery_to(part))
+        with self._placement.whole():
+            return self._runner.forward(batch, self._placement.whole_of(trainable), self._delivery_to(part))
 
     def _evaluated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module with parameters as constants: gradients flow to inputs, if those ask for them.
 
         In training mode on copies of its buffers, so that running statistics take up no data.
         """
-        if not torch.is_grad_enabled() and not self.training:
-            return self.module(*args, **kwargs)
-        return FrozenCall(self.module, {}).run({}, args, kwargs)
+        with self._placement.evaluating():
+            if not torch.is_grad_enabled() and not self.training:
+                return self.module(*args, **kwargs)
+            return FrozenCall(self.module, {}).run({}, args, kwargs)
 
     def _trains_on(self, tensors: list[Tensor], size: int) -> bool:
         """Whether a call in eval mode is taken for one on the current batch.
@@ -147,12 +155,12 @@ class PrivateModel(nn.Module):
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The plain module's."""
-        return self.module.state_dict(*args, **kwargs)
+        """The plain module's; of a sharded one whole, on the CPU, and all ranks call it together."""
+        return self._placement.full_weights(self.module.state_dict(*args, **kwargs))
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The plain module's."""
-        return self.module.load_state_dict(*args, **kwargs)
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The plain module's; a sharded one takes its slices of whole tensors."""
+        return self.module.load_state_dict(self._placement.own_weights(state_dict), *args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> PrivateModel:
         self.module._apply(*args, **kwargs)

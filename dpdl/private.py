@@ -24,10 +24,13 @@ from dpdl.model import PrivateModel
 from dpdl.optim import PrivateOptimizer
 from dpdl.per_sample.isolation import find_batch_norms, refuse_mixing
 from dpdl.per_sample.runner import PerSampleRunner
+from dpdl.placement import Placement
 from dpdl.plan import BATCH_SIZE_TOLERANCE, PrivacyPlan
 from dpdl.ranks import Ranks, described
 from dpdl.run_state import RunState, new_run_id
 from dpdl.secure_random import RandomStream
+from dpdl.sharding import Shards
+from dpdl.sharding_checks import placement_of
 from dpdl.turns import Turns
 from dpdl.uniform_loader import uniform_loader_sizes
 from dpdl.watchdog import Watchdog
@@ -99,6 +102,8 @@ def make_private(
 
     plan = replace(plan, dataset_size=len(loader.dataset))  # type: ignore[arg-type]  # known to be sized by now
     ranks = Ranks.of_this_run() if execution.data_parallel else Ranks()
+    placement = placement_of(model, optimizer, ranks, data_parallel=execution.data_parallel)
+    _refuse_saving_alone(placement, watchdog)
     kept_by_first = ranks.first_says("the ledger", lambda: None if ledger is None else ledger.id)
     ranks.agree(
         "make_private",
@@ -114,6 +119,11 @@ def make_private(
     run = RunState(plan, randomness=randomness, ledger=own)
     turns = Turns(clip=partial(flat_weights, max_grad_norm=plan.max_grad_norm), sensitivity=plan.max_grad_norm)
     runner = PerSampleRunner(model, execution)
+
+    def begin_batch(batch: Any, size: int) -> Any:
+        placement.begin_batch()
+        return runner.begin_batch(batch, size)
+
     private_loader = PrivateLoader(
         loader,
         plan=plan,
@@ -122,7 +132,7 @@ def make_private(
         turns=turns,
         run=run,
         share=ranks.share,
-        begin_batch=runner.begin_batch,
+        begin_batch=begin_batch,
     )
     private_optimizer = PrivateOptimizer(
         optimizer,
@@ -134,8 +144,11 @@ def make_private(
         accumulate_dtype=execution.accumulate_dtype,
         notes=lambda: runner.notes,
         on_load=private_loader.resume_pass,
+        placement=placement,
     )
-    private_model = PrivateModel(model, runner=runner, turns=turns, trainable=private_optimizer.trainable)
+    private_model = PrivateModel(
+        model, runner=runner, turns=turns, trainable=private_optimizer.trainable, placement=placement
+    )
     _private_objects.add(model)
     _private_objects.add(optimizer)
     _private_parameters.update({id(p): p for p in private_optimizer.trainable().values()})
@@ -158,7 +171,10 @@ def _what_ranks_share(
     return {
         "plan": plan.to_json(),
         "execution": str(replace(execution, max_physical_batch_size=None, chunk_size=None, engine="auto")),
-        "model": [(name, str(p.dtype), list(p.shape), id(p) in held) for name, p in model.named_parameters()],
+        "model": [
+            (name, str(p.dtype), list(p.shape), id(p) in held, str(getattr(p, "placements", "whole")))
+            for name, p in model.named_parameters()
+        ],
         "optimizer": type(optimizer).__name__,
         "data": described(loader.dataset),
         "watchdog": watchdog is not None,
@@ -202,6 +218,14 @@ def _refuse_wrong_extras(ledger: object, watchdog: object) -> None:
         raise WrapError(f"watchdog must be a Watchdog, got {type(watchdog).__name__}.")
 
 
+def _refuse_saving_alone(placement: Placement, watchdog: Watchdog | None) -> None:
+    if watchdog is not None and watchdog._save_to is not None and isinstance(placement, Shards):
+        raise WrapError(
+            "Watchdog(save_to=...) saves on rank 0 alone, which has no more than its slices of a sharded model. Leave "
+            "save_to out, and call dpdl.save_checkpoint on all ranks together."
+        )
+
+
 def _refuse_used_objects(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     for name, value, kind in (("model", model, PrivateModel), ("optimizer", optimizer, PrivateOptimizer)):
         if isinstance(value, kind) or value in _private_objects:
@@ -235,12 +259,6 @@ def _refuse_models_that_cannot(model: nn.Module) -> None:
                 raise ModelError(
                     f"Parameter '{name}' of {where} ({type(child).__name__}) has no shape yet. Run the model once on a "
                     "batch that is not private, then build the optimizer."
-                )
-            if hasattr(p, "device_mesh"):  # a DTensor; importing it to ask would take most of a second
-                raise ModelError(
-                    f"Parameter '{name}' of {where} is sharded over processes (fully_shard, tensor parallelism), whose "
-                    "per-example gradients this version cannot compute. Pass the plain module: in a process group "
-                    "make_private trains it data-parallel."
                 )
             if p.is_meta:
                 raise ModelError(

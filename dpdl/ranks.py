@@ -122,7 +122,7 @@ class Ranks:
     def _told(self, what: str, mine: Any) -> list[Any]:
         """What each rank says, all being about to do the same."""
         everyone: list[Any] = [None] * self.size
-        with self._message(f"agreeing on {what}"):
+        with self.message(f"agreeing on {what}"):
             dist.all_gather_object(everyone, (what, mine), group=self._group)
         for rank, (doing, _) in enumerate(everyone):
             if doing != everyone[FIRST][0]:
@@ -133,28 +133,33 @@ class Ranks:
         return [said for _, said in everyone]
 
     def same_start(self, model: nn.Module) -> None:
-        """Give every rank the weights and buffers of rank 0."""
+        """Give every rank the weights and buffers of rank 0; slices of a sharded model are what there is of each."""
         if self.size == 1:
             return
-        with self._message("sending the first weights"), torch.no_grad():
+        with self.message("sending the first weights"), torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
-                dist.broadcast(tensor.detach(), self._first, group=self._group)
+                if not hasattr(tensor, "device_mesh"):  # a DTensor has it
+                    dist.broadcast(tensor.detach(), self._first, group=self._group)
 
     def shared_key(self) -> bytes:
         """Fresh bytes from rank 0's operating system, the same on every rank."""
         return self.first_says("a random stream", RandomStream.fresh_key)
 
-    def total(self, mine: ClippedSum) -> ClippedSum:
+    def total(self, mine: ClippedSum, *, reuse: bool = False) -> ClippedSum:
         """The sum over ranks; its tensors are whole on rank 0 only.
+
+        Args:
+            mine: this rank's.
+            reuse: whether its long tensors may be used up, which saves their memory.
 
         Raises:
             ProcessGroupError: a rank is gone. Nothing was released.
         """
         if self.size == 1:
             return mine
-        flat = FlatRows(mine.tensors)
+        flat = FlatRows(mine.tensors, reuse=reuse)
         counts = torch.tensor([mine.examples, mine.clipped, mine.non_finite], device=flat.rows[0].device)
-        with self._message("adding up the ranks' clipped sums"):
+        with self.message("adding up the ranks' clipped sums"):
             dist.all_reduce(counts, group=self._group)
             for row in flat.rows:
                 dist.reduce(row, self._first, group=self._group)
@@ -173,7 +178,7 @@ class Ranks:
         if self.size == 1:
             return noisy
         flat = FlatRows(noisy.tensors)
-        with self._message("sending out the noisy sum"):
+        with self.message("sending out the noisy sum"):
             for row in flat.rows:
                 dist.broadcast(row, self._first, group=self._group)
         return replace(noisy, tensors=flat.tensors())
@@ -184,7 +189,12 @@ class Ranks:
         return dist.get_global_rank(self._group, FIRST)
 
     @contextmanager
-    def _message(self, what: str) -> Iterator[None]:
+    def message(self, what: str) -> Iterator[None]:
+        """A context for what ranks send each other.
+
+        Raises:
+            ProcessGroupError: a rank is gone.
+        """
         try:
             yield
         except RuntimeError as error:  # of a lost connection, or of the group's timeout

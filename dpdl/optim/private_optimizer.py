@@ -22,6 +22,7 @@ from dpdl.noise.gaussian import gaussian_mechanism
 from dpdl.optim.loss_scale import LossScale
 from dpdl.optim.saved_state import refuse_unfit_state
 from dpdl.per_sample.engine import accumulation_dtype
+from dpdl.placement import Copies, Placement
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport
 from dpdl.ranks import Ranks
@@ -81,6 +82,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         accumulate_dtype: the least precise dtype of sums and noise.
         notes: what the report should say besides.
         on_load: called after a saved state was loaded.
+        placement: where the parameters are; by default whole on every rank.
     """
 
     _step_supports_amp_scaling = True  # torch.amp.GradScaler hands over its scale, and skips no step
@@ -97,6 +99,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         accumulate_dtype: torch.dtype,
         notes: Callable[[], list[str]],
         on_load: Callable[[], None],
+        placement: Placement | None = None,
     ) -> None:
         self._ready = False
         super().__init__(inner.param_groups, inner.defaults)
@@ -108,6 +111,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         self._turns = turns
         self._run = run
         self._ranks = ranks
+        self._placement = placement or Copies(ranks)
         self._accumulate_dtype = accumulate_dtype
         self._notes = notes
         self._on_load = on_load
@@ -155,7 +159,8 @@ class PrivateOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._agree_to_step()
-        clipped = self._turns.close(loss_scale=self._loss_scale.taken(getattr(self, "grad_scale", None)))
+        with self._placement.whole():
+            clipped = self._turns.close(loss_scale=self._loss_scale.taken(getattr(self, "grad_scale", None)))
         self._loss_scale.unmark()
         if clipped is not None:
             self._release(clipped)
@@ -164,8 +169,10 @@ class PrivateOptimizer(torch.optim.Optimizer):
     def _agree_to_step(self) -> None:
         """Raise unless the step may be taken, by this rank and all others; rank 0 asks the dataset's budget."""
         refused: PrivacyError | None = None
+        self._placement.settle()
         try:
             self._turns.refuse_unready()
+            self._placement.refuse_loss_scale(given="grad_scale" in self.__dict__)
             self._refuse_unknown_parameters()
             self._refuse_foreign_gradients()
             self._refuse_nothing_to_train()
@@ -182,7 +189,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         return {**self._run.facts(), "set of trained parameters": digest}
 
     def _release(self, clipped: ClippedSum) -> None:
-        clipped = self._ranks.total(self._with_unused(clipped))
+        clipped = self._placement.total(self._with_unused(clipped))
         step = self._run.next_step()  # recorded as spent before anything leaves
         self._count(clipped)
         if self._ranks.is_first:
@@ -195,7 +202,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
             )
         else:
             noisy = NoisyGradient(tensors=clipped.tensors, event=Gaussian(self.plan.noise_multiplier))
-        noisy = self._ranks.from_first(noisy)
+        noisy = self._placement.from_first(noisy)
         parameters = dict(self._model.named_parameters())
         for name in self._released.keys() - noisy.tensors.keys():
             parameters[name].grad = None  # frozen since: an old gradient must not be applied again
@@ -208,13 +215,14 @@ class PrivateOptimizer(torch.optim.Optimizer):
             self.inner.step()
         finally:
             self._stepping = False
+            self._placement.end_step()
 
     def _with_unused(self, clipped: ClippedSum) -> ClippedSum:
         """Zeros for parameters that no example used: they get their noise like all others."""
         tensors = {
             name: clipped.tensors[name]
             if name in clipped.tensors
-            else torch.zeros_like(p, dtype=accumulation_dtype(p.dtype, self._accumulate_dtype))
+            else torch.zeros(p.shape, dtype=accumulation_dtype(p.dtype, self._accumulate_dtype), device=p.device)
             for name, p in self.trainable().items()
         }
         return ClippedSum(
@@ -249,7 +257,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         return self._ranks.first_says("what fits", self._run.another_step_fits)
 
     def _mark_backward(self) -> None:
-        if not self._loss_scale.is_marked:
+        if self._placement.takes_loss_scales and not self._loss_scale.is_marked:
             self._loss_scale.mark(self.trainable(), self._released)
 
     def trainable(self) -> dict[str, Tensor]:
@@ -282,7 +290,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         for name, p in self._model.named_parameters():  # frozen ones too: the inner step would move them
             foreign = id(p) in held and p.grad is not None and p.grad is not self._released.get(name)
             if (
-                foreign and p.grad is not None and bool(p.grad.any())
+                foreign and p.grad is not None and bool(self._placement.part_here(p.grad).any())
             ):  # zeros are what zero_grad(set_to_none=False) leaves
                 raise StepError(
                     f"Parameter '{name}' has a gradient that did not come from the private model: the plain "
@@ -375,7 +383,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
             "notes": self._all_notes(),
             **self._run.state_dict(),
         }
-        return {**self.inner.state_dict(), _STATE_KEY: private}
+        return {**self._placement.full_state(self.inner), _STATE_KEY: private}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a saved state: spending is remembered, noise is never reused.
@@ -398,7 +406,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
         elsewhere = self._ranks.first_says("what the ledger has", lambda: self._run.elsewhere(saved.run))
         self._run.become(saved.run, elsewhere=elsewhere)
         # From here on nothing is refused.
-        self.inner.load_state_dict(saved.inner)
+        self.inner.load_state_dict(self._placement.own_state(saved.inner, self.inner))
         self._share_inner_state()
         self._earlier_notes = saved.notes
         self._turns.abandon()

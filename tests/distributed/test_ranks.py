@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from scipy.stats import chi2
 from torch import Tensor, nn
@@ -118,10 +119,11 @@ def other_plan(rank: int) -> None:
 
 
 def shard() -> None:
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module
 
     model = nn.Sequential(nn.Linear(WIDTH, 3))
-    fully_shard(model)
+    distribute_module(model, init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     dpdl.make_private(model, optimizer, DataLoader(data(), batch_size=int(BATCH)), plan())
 
