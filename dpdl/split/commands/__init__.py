@@ -1,0 +1,1 @@
+"""`dpdl split`: two parties train one network, each with its own command."""
