@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["BorrowedState", "EmptyPlaces"]
+__all__ = ["BorrowedState", "EmptyPlaces", "OwnAttributes"]
+
+_OF_MODULES = frozenset(vars(nn.Module()))  # registries, hooks and flags that torch keeps
 
 
 class EmptyPlaces:
@@ -40,6 +42,35 @@ class EmptyPlaces:
                 else:
                     del registry[name]
         return found
+
+
+class OwnAttributes:
+    """What a module keeps in plain attributes: tensors, and containers of anything. Not its parameters and buffers.
+
+    Some models keep there what they compute once in eval mode, with its graph.
+
+    Args:
+        module: the module, as it is when this is made.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._containers: list[tuple[Any, Any]] = []
+        self._tensors: list[tuple[dict[str, Any], dict[str, Tensor | None]]] = []
+        for child in module.modules():
+            own = {name: value for name, value in vars(child).items() if name not in _OF_MODULES}
+            self._containers += [(c, c.copy()) for c in own.values() if type(c) in (dict, list, set)]
+            self._tensors.append((vars(child), {n: v for n, v in own.items() if v is None or isinstance(v, Tensor)}))
+
+    def restore(self) -> None:
+        """Put back the tensors that were there, and what was in the containers."""
+        for container, was in self._containers:
+            container.clear()
+            container.extend(was) if isinstance(container, list) else container.update(was)
+        for attributes, before in self._tensors:
+            put = [n for n, v in attributes.items() if n not in _OF_MODULES and isinstance(v, Tensor)]
+            for name in [n for n in put if n not in before]:
+                del attributes[name]
+            attributes.update(before)
 
 
 class BorrowedState:

@@ -14,7 +14,7 @@ from dpdl.errors import EngineMismatchError, ModelError
 from dpdl.per_sample.batch import ExampleBatch
 from dpdl.per_sample.engine import Engine, FrozenCall, is_differentiable
 from dpdl.per_sample.loop import LoopEngine
-from dpdl.per_sample.module_state import BorrowedState
+from dpdl.per_sample.module_state import BorrowedState, OwnAttributes
 from dpdl.per_sample.randomness import isolated_randomness
 
 __all__ = ["first_finite", "refuse_mismatch", "tolerance_of"]
@@ -205,10 +205,15 @@ def _gradients(engine: Engine, rows: ExampleBatch, trainable: Mapping[str, Tenso
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
+    """In eval mode, each forward beginning with the module as it was; what it keeps in between is forgotten."""
     modes = [(child, child.training) for child in module.modules()]
+    own = OwnAttributes(module)
+    forgetting = module.register_forward_pre_hook(lambda *_: own.restore(), prepend=True)
     module.eval()
     try:
         yield
     finally:
+        forgetting.remove()
+        own.restore()
         for child, training in modes:
             child.training = training
