@@ -15,15 +15,20 @@ A signature does not hold the session: without TLS, somebody who has seen a sign
 
 from __future__ import annotations
 
+import json
+import os
+import threading
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from torch import Tensor
 
-from dpdl.errors import ManifestError
+from dpdl.errors import CheckpointError, ManifestError
 from dpdl.split.channel import Channel, Handler, Packet, Value
 from dpdl.split.manifest import SignedManifest, agree
+from dpdl.split.whole_file import replace_file
 
 __all__ = ["PARTY_KINDS", "AgreedChannel", "ManifestGate"]
 
@@ -45,6 +50,11 @@ class ManifestGate:
         signed: this party's manifest.
         keys: party to the key that its signature is checked with. A party is called as in its certificate.
         kinds: of requests that the handler answers.
+        path: a file in which it stays known who has signed, and for which session, so that a session outlives this
+            process. It counts for this manifest alone, and belongs where only this party writes.
+
+    Raises:
+        CheckpointError: the file is not one of these.
     """
 
     def __init__(
@@ -54,9 +64,12 @@ class ManifestGate:
         *,
         keys: Mapping[str, Ed25519PublicKey],
         kinds: Iterable[str] = PARTY_KINDS,
+        path: str | os.PathLike[str] | None = None,
     ) -> None:
         self.kinds = frozenset(kinds) | {KIND}
-        self._agreed: set[tuple[str, object]] = set()  # who has signed, and for which session
+        self._path = None if path is None else Path(path)
+        self._lock = threading.Lock()
+        self._agreed = _kept(self._path, signed.manifest.digest)  # who has signed, and for which session
         self._handler = handler
         self._signed = signed
         self._digest = signed.manifest.digest
@@ -85,7 +98,7 @@ class ManifestGate:
                     f"'{peer}', as its certificate says, shows a manifest that '{party}' has signed. Each party signs "
                     "with a key of its own, under the name of its certificate."
                 )
-            self._agreed.add((peer, packet.header.get("session")))
+            self._agree(peer, packet.header.get("session"))
             return Packet(kind=KIND, header={_TEXT: self._signed.to_json()})
         if told != self._digest:
             raise ManifestError(
@@ -95,11 +108,32 @@ class ManifestGate:
         if (peer, packet.header.get("session")) not in self._agreed:
             raise ManifestError(
                 f"A request '{packet.kind}' comes in session {packet.header.get('session')!r}, for which nobody has "
-                f"shown a signed manifest to '{self._signed.party}' since it started. Begin another session: "
+                f"shown a signed manifest to '{self._signed.party}'. Begin another session: "
                 "AgreedChannel shows the manifest first."
             )
         header = {name: value for name, value in packet.header.items() if name != _TEXT}
         return self._handler(Packet(kind=packet.kind, header=header, tensors=packet.tensors))
+
+    def _agree(self, peer: str, session: Value) -> None:
+        with self._lock:
+            self._agreed.add((peer, session))
+            if self._path is not None:
+                text = json.dumps({"manifest": self._digest, "agreed": sorted(self._agreed, key=repr)})
+                replace_file(self._path, text.encode())
+
+
+def _kept(path: Path | None, digest: str) -> set[tuple[str, Value]]:
+    if path is None or not path.exists():
+        return set()
+    try:
+        kept = json.loads(path.read_bytes())
+        agreed = {(str(peer), session) for peer, session in kept["agreed"]}
+        return agreed if kept["manifest"] == digest else set()
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} does not say who has signed the manifest ({error!r}). Move it away: parties then sign again, in "
+            "new sessions."
+        ) from error
 
 
 @final

@@ -9,7 +9,6 @@ outbox. The other party must answer repetitions as it did before (`ReplayGuard`;
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from dpdl.errors import ChannelError, ParameterError
 from dpdl.split import frames
 from dpdl.split.channel import Packet, Value
 from dpdl.split.framed_channel import FramedChannel, address_of, refuse_timeout, understood
+from dpdl.split.whole_file import replace_file
 
 __all__ = ["RetryingChannel"]
 
@@ -155,22 +155,7 @@ def _address(packet: Packet) -> tuple[object, ...]:
 
 
 def _write(path: Path, frame: bytes) -> None:
-    """Put a frame in the place of the last one, whole or not at all; it is on the disk when this returns."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(frame)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, frame)
     except OSError as error:
         raise ChannelError(f"The outbox {path} cannot be written: {error.strerror}. Nothing was sent.") from error

@@ -39,6 +39,7 @@ __all__ = ["register"]
 
 STATE = "server.pt"
 REPLIES = "replies.db"
+AGREED = "agreed.json"
 STEPS_UNSAVED = 10  # at most so many steps of the weights are lost with the process; their spending is not
 
 
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     optimizer = optimizer_of(graph, SERVER, arguments.lr)
     site = _Site(SplitServer(graph, SERVER, plan=plan, optimizer=optimizer), output / STATE)
-    guard = ReplayGuard(ManifestGate(site, signed, keys=keys), output / REPLIES)
+    guard = ReplayGuard(ManifestGate(site, signed, keys=keys, path=output / AGREED), output / REPLIES)
     with _interrupted() as stopped, serve(arguments.address, guard, tls=MutualTLS.of(folder, SERVER)) as server:
         sys.stdout.write(f"serving at {server.address}, manifest {signed.manifest.digest[:12]}\n")
         sys.stdout.flush()

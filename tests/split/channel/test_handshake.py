@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dpdl.errors import ManifestError
+from dpdl.errors import CheckpointError, ManifestError
 from dpdl.split.channel import Channel, Packet
 from dpdl.split.handshake import AgreedChannel, ManifestGate
 from dpdl.split.local_channel import LocalChannel
@@ -142,3 +143,23 @@ def test_kinds_that_no_party_answers_take_no_room() -> None:
     reply = guard(Packet(kind="manifest", header={**at(0), "manifest": signed_by(CLIENT, "client")}))
     assert reply.kind == "manifest"
     assert guard(Packet(kind="step.2", header={**at(1), "manifest": MINE.digest})).kind == "step.2"
+
+
+def test_a_session_outlives_the_party_that_agreed_to_it_under_the_same_manifest_alone(tmp_path: Path) -> None:
+    kept = tmp_path / "agreed.json"
+
+    def restarted(manifest: Manifest = MINE) -> ManifestGate:
+        keys = {"client": CLIENT.public_key()}
+        return ManifestGate(Site(), manifest.sign(SERVER, party="server"), keys=keys, path=kept)
+
+    restarted()(Packet(kind="manifest", header={**at(0), "manifest": signed_by(CLIENT, "client")}))
+    asking = Packet(kind="step", header={**at(1), "manifest": MINE.digest})
+    assert restarted()(asking).kind == "step"
+    with pytest.raises(ManifestError, match="nobody has shown"):
+        restarted()(Packet(kind="step", header={**at(1, "b"), "manifest": MINE.digest}))
+    other = replace(MINE, max_steps=299)
+    with pytest.raises(ManifestError, match="nobody has shown"):
+        restarted(other)(Packet(kind="step", header={**at(1), "manifest": other.digest}))
+    kept.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"agreed\.json"):
+        restarted()

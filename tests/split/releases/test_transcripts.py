@@ -103,7 +103,7 @@ def once(victim: Tensor, epochs: int, *, forgetful: bool, seed: int) -> tuple[Sc
             account=spent,
             stream=RandomStream.from_insecure_seed(100 * seed + epoch),
         )
-        seen += cut.release(victim.expand(runs, 2), range(runs), encoded=victim.expand(runs, 2))[:, 0]
+        seen += cut.release(victim.expand(runs, 2), range(runs))[:, 0]
     return seen.double().numpy(), spent.event
 
 
