@@ -24,6 +24,7 @@ from dpdl.uniform_loader import uniform_loader_sizes
 __all__ = [
     "EXAMPLES",
     "MAX_STEPS",
+    "checked_flag",
     "checked_metrics",
     "checked_name",
     "framework_randomness",
@@ -32,6 +33,7 @@ __all__ = [
     "own_model",
     "own_steps",
     "planned",
+    "refuse_no_function",
     "round_stream",
     "steps_of",
 ]
@@ -50,6 +52,27 @@ def checked_name(name: object, *, of: str = "name of a client") -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise ParameterError(f"{of} must be a text in one line of printable characters, got {name!r}.")
     return name
+
+
+def refuse_no_function(name: str, value: object, *, remedy: str) -> None:
+    """Raise unless this can be called.
+
+    Raises:
+        ParameterError: it cannot.
+    """
+    if not callable(value):
+        raise ParameterError(f"{name} must be a function, got {value!r}. {remedy}")
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """True or False, and nothing that Python takes for one of them: "no" is true.
+
+    Raises:
+        ParameterError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name} must be True or False, got {value!r}.")
+    return value
 
 
 def own_model(model: nn.Module | Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -89,7 +112,8 @@ def checked_metrics(metrics: Sequence[str], *, own_loop: bool) -> tuple[str, ...
     Raises:
         ParameterError: they are not names, or nobody would compute them.
     """
-    if isinstance(metrics, str) or not all(isinstance(name, str) and name for name in metrics):
+    listed = isinstance(metrics, Sequence) and not isinstance(metrics, str)
+    if not listed or not all(isinstance(name, str) and name for name in metrics):
         raise ParameterError(f"metrics must be names, got {metrics!r}. Give metrics=('loss',).")
     for name in metrics:
         if not own_loop and name not in _OF_THE_OWN_LOOP:
@@ -157,7 +181,7 @@ def framework_randomness(stream: RandomStream, device: torch.device) -> Iterator
 
 def inventory_of(weights: GlobalWeights, *, mechanism: str, metrics: Sequence[str], weight: float) -> Inventory:
     """Everything in a reply, and what covers it: `mechanism` for parameters, nothing for the rest."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors().items()}
+    shapes = weights.shapes
     of_parameters = [Release(name=n, kind="parameter", mechanism=mechanism, shape=shapes[n]) for n in weights.trained]
     of_buffers = [Release(name=n, kind="buffer", mechanism=UNPROTECTED, shape=shapes[n]) for n in weights.buffers]
     kinds = {name: "count" if name == EXAMPLES else "metric" for name in metrics}

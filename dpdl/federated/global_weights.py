@@ -32,6 +32,11 @@ class GlobalWeights:
         trained: names of the parameters that are trained, and whose changes leave.
         with_buffers: whether changes of buffers leave, too.
 
+    Attributes:
+        trained, buffers: names of what leaves.
+        shapes: by those names.
+        tied: by further names of trained parameters, the name under which their changes leave.
+
     Raises:
         ModelError: a trained parameter is not in the model's state_dict, or a buffer has no difference.
     """
@@ -39,7 +44,7 @@ class GlobalWeights:
     def __init__(self, module: nn.Module, trained: Iterable[str], *, with_buffers: bool = False) -> None:
         self._module = module
         self.trained = tuple(trained)
-        own = self.tensors()
+        own = self._tensors()
         for name in self.trained:
             if name not in own:
                 raise ModelError(
@@ -52,9 +57,14 @@ class GlobalWeights:
                 f"send_buffers: the buffer '{flags[0]}' is of bool, which has no difference. Leave it out."
             )
         self.buffers = tuple(buffers) if with_buffers else ()
+        self.shapes = {name: tuple(own[name].shape) for name in (*self.trained, *self.buffers)}
+        self._forms = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
         parameters = dict(module.named_parameters(remove_duplicate=False))
         first: dict[int, str] = {}
         self._first_name = {name: first.setdefault(id(p), name) for name, p in parameters.items()}
+        leaving = frozenset(self.trained)
+        also = {name: one for name, one in self._first_name.items() if name != one and one in leaving}
+        self.tied = {name: one for name, one in also.items() if name in own}
         self._replaced: dict[
             str, Tensor
         ] = {}  # the model's own values of what a request need not bring, and has brought
@@ -70,16 +80,15 @@ class GlobalWeights:
             raise ParameterError(
                 f"state must be a mapping from names to tensors, got {type(state).__name__}. {_REMEDY}"
             )
-        own = self.tensors()
         for what, names in (
             ("lacks", [name for name in (*self.trained, *self.buffers) if name not in state]),
-            ("has, besides the model's,", [name for name in state if name not in own]),
+            ("has, besides the model's,", [name for name in state if name not in self._forms]),
         ):
             if names:
                 raise ParameterError(f"The request's state {what} {_listed(names)}. {_REMEDY}")
         for name, tensor in state.items():
-            _refuse_other_form(name, tensor, own[name])
-            if not _is_moderate(tensor) and not self._is_as_large_as_ours(name, tensor, own[name]):
+            _refuse_other_form(name, tensor, *self._forms[name])
+            if not _is_moderate(tensor) and not self._is_as_large_as_ours(name, tensor):
                 raise ParameterError(
                     f"'{name}' in the request's state has NaN or infinite values, or some beyond {_LARGEST:g}: "
                     "training would go nowhere, and spend. Send weights of a round that went well."
@@ -93,13 +102,12 @@ class GlobalWeights:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Bring a state that was not refused into the model."""
-        own = self.tensors()
         brought = {name: tensor for name, tensor in state.items() if self._first_name.get(name, name) == name}
-        for name in brought.keys() - set(self.trained):
-            if name not in self._replaced:
-                self._replaced[name] = own[name].detach().clone()
+        if first := brought.keys() - set(self.trained) - self._replaced.keys():
+            own = self._tensors()
+            self._replaced.update({name: own[name].detach().clone() for name in first})
         back = {name: tensor for name, tensor in self._replaced.items() if name not in brought}
-        self._module.load_state_dict({**self._module.state_dict(), **back, **brought})
+        self._module.load_state_dict({**back, **brought}, strict=False)  # names were checked; the rest stays
         for name in back:
             del self._replaced[name]
 
@@ -109,7 +117,7 @@ class GlobalWeights:
         Raises:
             ModelError: it is not finite.
         """
-        now = self.tensors()
+        now = self._tensors()
         moved = {name: now[name].detach().cpu() - state[name].detach().cpu() for name in (*self.trained, *self.buffers)}
         for name, change in moved.items():
             if not _is_finite(change):
@@ -118,15 +126,15 @@ class GlobalWeights:
                 )
         return moved
 
-    def tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Tensor]:
         """The model's state; what a module keeps in it besides tensors is its own business."""
         return {name: value for name, value in self._module.state_dict().items() if isinstance(value, Tensor)}
 
-    def _is_as_large_as_ours(self, name: str, tensor: Tensor, now: Tensor) -> bool:
+    def _is_as_large_as_ours(self, name: str, tensor: Tensor) -> bool:
         """Whether a buffer is infinite, NaN or huge where the model's own is the same, as attention masks are."""
         if name in self._first_name:
             return False  # a parameter
-        ours = self._replaced.get(name, now).cpu()
+        ours = (self._replaced[name] if name in self._replaced else self._tensors()[name]).cpu()
         theirs = tensor.detach().cpu()
         same = (theirs == ours) | (theirs.isnan() & ours.isnan())
         return bool(((theirs.abs() <= _LARGEST) | same).all())
@@ -146,15 +154,15 @@ def digest_of(state: Mapping[str, Tensor], *facts: object) -> str:
     return digest.hexdigest()
 
 
-def _refuse_other_form(name: str, tensor: object, ours: Tensor) -> None:
+def _refuse_other_form(name: str, tensor: object, shape: torch.Size, dtype: torch.dtype) -> None:
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
         raise ParameterError(
             f"'{name}' in the request's state is no dense tensor, but {type(tensor).__name__}. {_REMEDY}"
         )
-    if tensor.shape != ours.shape or tensor.dtype != ours.dtype:
+    if tensor.shape != shape or tensor.dtype != dtype:
         raise ParameterError(
             f"'{name}' in the request's state has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; the model's "
-            f"has shape {tuple(ours.shape)} and dtype {ours.dtype}. {_REMEDY}"
+            f"has shape {tuple(shape)} and dtype {dtype}. {_REMEDY}"
         )
 
 

@@ -33,12 +33,13 @@ from dpdl.federated.client_settings import (
     steps_of,
 )
 from dpdl.federated.global_weights import GlobalWeights
-from dpdl.federated.inventory import UNPROTECTED
+from dpdl.federated.inventory import UNPROTECTED, Inventory
 from dpdl.federated.local_run import MakeOptimizer
 from dpdl.federated.local_steps import LossFunction, Train, pull_to_start, take_steps
 from dpdl.federated.messages import FitReply, FitRequest, Refusal, Scalar
 from dpdl.federated.refusals import refusal_of
 from dpdl.process_lock import ProcessLock
+from dpdl.sampling import by_rows
 from dpdl.secure_random import RandomStream
 
 __all__ = ["PlainClient"]
@@ -103,6 +104,7 @@ class PlainClient:
         self._module: nn.Module | None = None
         self._weights: GlobalWeights | None = None
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._inventory = Inventory()
         self._one_at_a_time = ProcessLock()
         self._begun = False
 
@@ -150,7 +152,10 @@ class PlainClient:
             pull_to_start(optimizer, parameters, strength=self._proximal)
         randomness = round_stream(self._seed, self.name, request)
         order = torch.Generator().manual_seed(int(randomness.child("order").words(1, message=0)[0] >> 1))
-        loader: DataLoader[Any] = DataLoader(self._dataset, batch_size=self._batch_size, shuffle=True, generator=order)
+        dataset, collate = by_rows(self._dataset, None) if self._train is None else (self._dataset, None)
+        loader: DataLoader[Any] = DataLoader(
+            dataset, batch_size=self._batch_size, shuffle=True, generator=order, collate_fn=collate
+        )
         device = parameters[0].device
         with framework_randomness(randomness, device):
             if self._train is None:
@@ -164,7 +169,7 @@ class PlainClient:
             round=request.round,
             update=weights.update(request.state),
             base=request.state,
-            releases=inventory_of(weights, mechanism=UNPROTECTED, metrics=self._metrics, weight=self._weight),
+            releases=self._inventory,
             weight=self._weight,
             metrics=self._told(found),
         )
@@ -176,7 +181,9 @@ class PlainClient:
             trained = [name for name, p in module.named_parameters() if p.requires_grad]
             if not trained:
                 raise ModelError("The model has no parameter that requires a gradient: nothing would be trained.")
-            self._weights = GlobalWeights(module, trained, with_buffers=self._send_buffers)
+            weights = GlobalWeights(module, trained, with_buffers=self._send_buffers)
+            self._inventory = inventory_of(weights, mechanism=UNPROTECTED, metrics=self._metrics, weight=self._weight)
+            self._weights = weights
             self._modes = [(child, child.training) for child in module.modules()]
             self._module = module
         return self._module, self._weights

@@ -2,5 +2,6 @@
 
 from dpdl.sampling.loader import PhysicalBatches
 from dpdl.sampling.poisson import PoissonSampler
+from dpdl.sampling.tensor_rows import by_rows
 
-__all__ = ["PhysicalBatches", "PoissonSampler"]
+__all__ = ["PhysicalBatches", "PoissonSampler", "by_rows"]

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from dpdl.errors import LoaderError
 from dpdl.sampling.poisson import PoissonSampler
+from dpdl.sampling.tensor_rows import by_rows
 
 __all__ = ["PhysicalBatches"]
 
@@ -51,10 +52,11 @@ class PhysicalBatches:
     def of_steps(self, steps: range) -> Iterator[tuple[Any, int, bool]]:
         """Batches in order, each with its size and whether it is the last part of its step."""
         forms: deque[tuple[int, bool]] = deque()
+        dataset, collate = by_rows(self._loader.dataset, self._loader.collate_fn)
         batches = DataLoader(
-            self._loader.dataset,
+            dataset,
             batch_sampler=_Parts(self._sampler, steps, self._limit, self._share, forms),
-            collate_fn=self._loader.collate_fn,
+            collate_fn=collate,
             num_workers=self._loader.num_workers,
             pin_memory=self._loader.pin_memory,
             timeout=self._loader.timeout,
