@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -241,6 +242,12 @@ class LedgerFile:
     def runs(self) -> tuple[str, ...]:
         """The runs that have released something, in the order of their first release."""
         return self._up_to_date().runs
+
+    @property
+    def counts(self) -> Mapping[Event, int]:
+        """How many releases of each kind, reservations included: all that epsilon is computed from."""
+        with self._one_thread:
+            return dict(self._up_to_date().counts)
 
     @property
     def releases(self) -> int:

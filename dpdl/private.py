@@ -35,10 +35,12 @@ from dpdl.turns import Turns
 from dpdl.uniform_loader import uniform_loader_sizes
 from dpdl.watchdog import Watchdog
 
-__all__ = ["Private", "make_private"]
+__all__ = ["Private", "make_private", "private_parameters"]
 
 _private_objects: weakref.WeakSet[Any] = weakref.WeakSet()
-_private_parameters: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+# By id, every parameter that some private run trains: a second run would not know what the first has spent. Whatever
+# wraps parameters itself (`dpdl.split`) looks here, and adds its own.
+private_parameters: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
 
 class Private(NamedTuple):
@@ -151,7 +153,7 @@ def make_private(
     )
     _private_objects.add(model)
     _private_objects.add(optimizer)
-    _private_parameters.update({id(p): p for p in private_optimizer.trainable().values()})
+    private_parameters.update({id(p): p for p in private_optimizer.trainable().values()})
     private = Private(private_model, private_optimizer, private_loader)
     if watchdog is not None:
         watchdog.attach(private_model, private_optimizer)
@@ -219,7 +221,7 @@ def _refuse_wrong_extras(ledger: object, watchdog: object) -> None:
 
 
 def _refuse_saving_alone(placement: Placement, watchdog: Watchdog | None) -> None:
-    if watchdog is not None and watchdog._save_to is not None and isinstance(placement, Shards):
+    if watchdog is not None and watchdog.save_to is not None and isinstance(placement, Shards):
         raise WrapError(
             "Watchdog(save_to=...) saves on rank 0 alone, which has no more than its slices of a sharded model. Leave "
             "save_to out, and call dpdl.save_checkpoint on all ranks together."
@@ -238,7 +240,7 @@ def _refuse_used_objects(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 def _refuse_used_parameters(model: nn.Module) -> None:
     for name, p in model.named_parameters():
-        if _private_parameters.get(id(p)) is p:
+        if private_parameters.get(id(p)) is p:
             raise WrapError(
                 f"Parameter '{name}' is trained by a private run already; a second one would not know what the first "
                 "has spent. Go on with what make_private returned, or start anew with copy.deepcopy."

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import platform
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib import metadata
 
 import numpy
@@ -16,7 +19,9 @@ from dpdl.ledger import Ledger
 from dpdl.noise import total_variation
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport, rounded_up, shown_delta
+from dpdl.releases import DatasetRecord, Release, counted
 from dpdl.run_state import STEP, step_event
+from dpdl.tally import Entry, Segment
 
 __all__ = ["report_of"]
 
@@ -46,17 +51,19 @@ def report_of(
         notes: further remarks, without a full stop.
     """
     bounds = ledger.interval(delta)
+    releases = _merged(ledger.entries)
     if not secure:
         notes = (
             "noise and sampling came from insecure_seed: whoever knows the seed can remove the noise, so the claim "
             "holds only against those who do not",
             *notes,
         )
-    if others := [entry for entry in ledger.entries if entry.label != STEP]:
-        listed = ", ".join(f"{entry.count} x {entry.event} ({entry.label})" for entry in others)
+    if others := [release for release in releases if release.label != STEP]:
+        listed = ", ".join(f"{release.count} x {release.event} ({release.label})" for release in others)
         notes = (*notes, f"epsilon includes what was released besides steps: {listed}")
     account = ledger.within
-    of_all = None if account is None else _claimed(account, delta)
+    dataset = None if account is None else _dataset(account)
+    of_all = None if account is None or dataset is None else _claimed(account, dataset, delta)
     if account is not None:
         assert of_all is not None
         notes = (*notes, _of_all_runs(account, of_all, delta))
@@ -101,14 +108,43 @@ def report_of(
         },
         dataset_epsilon=of_all,
         planned_epsilon=if_all,
+        made=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        run=ledger.run,
+        step=step_event(plan),
+        releases=releases,
+        dataset=dataset,
     )
 
 
-def _claimed(account: Account, delta: float) -> float:
-    """What all runs may claim together: what is spent, or the budget, if releases may be chosen by looking."""
+def _merged(entries: Iterable[Entry | Segment]) -> tuple[Release, ...]:
+    """Those of the same run, label and kind counted together, in the order of the first."""
+    counts: dict[Release, int] = {}
+    for entry in entries:
+        kind = Release(event=entry.event, count=1, label=entry.label, run=entry.run)
+        counts[kind] = counts.get(kind, 0) + entry.count
+    return tuple(replace(kind, count=count) for kind, count in counts.items())
+
+
+def _dataset(account: Account) -> DatasetRecord:
+    """What all runs have released, as of now."""
+    budget = account.budget
+    return DatasetRecord(
+        name=account.name,
+        releases=_merged(segment for run in account.runs for segment in account.of_run(run)),
+        id=account.id,
+        budget=None if budget is None else (budget.epsilon, budget.delta),
+        adaptive=budget is not None and budget.adaptive,
+    )
+
+
+def _claimed(account: Account, dataset: DatasetRecord, delta: float) -> float:
+    """What all runs may claim together: what is spent, or the budget, if releases may be chosen by looking.
+
+    Of the releases that the report lists: another process may have added some to the ledger since they were read.
+    """
     budget = account.budget
     if budget is None or not budget.adaptive:
-        return account.interval(delta).upper
+        return composed(counted(dataset.releases), account.relation).epsilon(delta)
     return budget.epsilon if delta >= budget.delta else math.inf
 
 
@@ -124,9 +160,11 @@ def _of_the_length(steps: int, planned: int, epsilon: float, delta: float) -> st
     """A run that ends where its releases look good has a length that depends on them, which no composition covers."""
     if steps >= planned:
         return "the number of steps was fixed in advance"
+    claim = f"the claim is that of all {planned:,} planned steps"
+    promised = f"epsilon <= {rounded_up(epsilon)}" if math.isfinite(epsilon) else "no guarantee"
     return (
-        "the number of steps was not chosen by looking at what was released; if it was, the claim is that of all "
-        f"{planned:,} planned steps, epsilon <= {rounded_up(epsilon)} at delta = {shown_delta(delta)}"
+        f"the number of steps was not chosen by looking at what was released; if it was, {claim}, {promised} "
+        f"at delta = {shown_delta(delta)}"
     )
 
 
@@ -146,5 +184,6 @@ def _of_all_runs(account: Account, epsilon: float, delta: float) -> str:
     budget = account.budget
     if budget is not None and budget.adaptive:
         return f"{runs}, chosen by looking at earlier ones: the claim of all together is the budget, {budget}"
-    spent = f"{runs}, which together spent epsilon <= {rounded_up(epsilon)} at delta = {shown_delta(delta)}"
+    together = "" if count == 1 else " together"
+    spent = f"{runs}, which{together} spent epsilon <= {rounded_up(epsilon)} at delta = {shown_delta(delta)}"
     return spent if budget is None else f"{spent} of a budget of {budget}"

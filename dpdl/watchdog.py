@@ -127,6 +127,11 @@ class Watchdog:
         self._run: tuple[PrivateModel, PrivateOptimizer] | None = None
         self._step = 0
 
+    @property
+    def save_to(self) -> Path | None:
+        """Where the run is saved when its budget is spent; None if it is not."""
+        return self._save_to
+
     def attach(self, model: PrivateModel, optimizer: PrivateOptimizer) -> None:
         """Watch a run, from its next step on. `make_private(..., watchdog=...)` does this.
 

@@ -50,7 +50,14 @@ NORM_RANGE = (1e-20, 1e20)  # in which C is kept, so that float32 sums and float
 @final
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveClipping:
-    """How the clipping norm follows the updates.
+    """How the clipping norm follows the updates [1, Algorithm 1, with bits centred at the quantile].
+
+    Norms are L2 norms of whole updates, in the weights' own unit; bits and cohorts are numbers of clients.
+
+    Guarantee:
+        The round's noise multiplier, of the sum and the bits together, is the plan's: adapting costs no epsilon, and a
+        little more noise on the sum (`update_noise_multiplier`). The norm is computed from noisy bits, and may be
+        published.
 
     Attributes:
         quantile: g in [0, 1], the fraction of updates that shall not be clipped.

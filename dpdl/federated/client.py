@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, final
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -29,19 +30,19 @@ from accountants import NeighboringRelation, arguments
 from dpdl.claims import AdversaryReport, Claim
 from dpdl.errors import ModelError, ParameterError, StepError
 from dpdl.execution import Execution
+from dpdl.federated.accountable import AccountableClient
 from dpdl.federated.client_report import (
     ADVERSARIES,
     NOT_COVERED,
-    ClientSpending,
     claimed,
     claims_against_all,
     of_the_budget,
     run_name,
-    spending_of,
 )
 from dpdl.federated.client_settings import (
     EXAMPLES,
     MAX_STEPS,
+    checked_flag,
     checked_metrics,
     checked_name,
     framework_randomness,
@@ -49,6 +50,7 @@ from dpdl.federated.client_settings import (
     own_model,
     own_steps,
     planned,
+    refuse_no_function,
     round_stream,
     steps_of,
 )
@@ -60,7 +62,7 @@ from dpdl.federated.messages import FitReply, FitRequest, Refusal, Scalar
 from dpdl.federated.refusals import refusal_of
 from dpdl.federated.reply_store import ReplyStore
 from dpdl.federated.round_account import RoundAccount
-from dpdl.federated.unanswered import Mark, Unanswered, unanswered_rounds_of
+from dpdl.federated.unanswered import Mark
 from dpdl.ledger import Ledger
 from dpdl.ledger_file import LedgerFile
 from dpdl.plan import PrivacyPlan
@@ -71,7 +73,8 @@ from dpdl.secure_random import RandomStream
 __all__ = ["DPClient"]
 
 
-class DPClient:
+@final
+class DPClient(AccountableClient):
     """Local DP-SGD [1] on one owner's data, round after round, within one ledger.
 
     Args:
@@ -143,9 +146,15 @@ class DPClient:
         max_failures: int = 1,
         may_stop_early: bool = False,
     ) -> None:
-        self.name = checked_name(name)
+        self._name = checked_name(name)
         self._make_model = own_model(model)
         self._loader, self._plan = planned(dataset, batch_size, sample_rate, noise_multiplier, max_grad_norm)
+        refuse_no_function("loss_fn", loss_fn, remedy="Give one of outputs and targets: F.cross_entropy.")
+        refuse_no_function("optimizer", optimizer, remedy="Give functools.partial(torch.optim.SGD, lr=0.1).")
+        if train is not None:
+            refuse_no_function("train", train, remedy="Give train(model, optimizer, loader, steps), or leave it out.")
+        if execution is not None and not isinstance(execution, Execution):
+            raise ParameterError(f"execution must be an Execution, got {type(execution).__name__}. Leave it out.")
         self._loss_fn = loss_fn
         self._optimizer = optimizer
         self._steps, self._max_steps = own_steps(steps, max_steps)
@@ -157,18 +166,26 @@ class DPClient:
         if insecure_seed is not None:
             RandomStream.from_insecure_seed(insecure_seed)  # or refused
         self._seed = insecure_seed
-        self._send_buffers = send_buffers
+        self._send_buffers = checked_flag("send_buffers", send_buffers)
         self._metrics = checked_metrics(metrics, own_loop=train is not None)
         self._weight = arguments.non_negative("weight", weight, remedy="Give a public number such as 1.0.")
-        self._account = RoundAccount(ledger, relation=NeighboringRelation(self._plan.relation))
-        self._unanswered = unanswered_rounds_of(self._account.ledger)
+        self._spent = RoundAccount(ledger, relation=NeighboringRelation(self._plan.relation))
         self._max_failures = arguments.positive_whole("max_failures", max_failures, remedy="Give 1 to stop at once.")
-        self._may_stop_early = may_stop_early
+        self._may_stop_early = checked_flag("may_stop_early", may_stop_early)
         self._replies = replies if isinstance(replies, ReplyStore) else ReplyStore(replies)
         self._local: LocalRun | None = None
         self._weights: GlobalWeights | None = None
         self._one_at_a_time = ProcessLock()
         self._begun = False  # whether the round under way may have looked at data
+
+    @property
+    def name(self) -> str:
+        """What the server calls it."""
+        return self._name
+
+    @property
+    def _account(self) -> RoundAccount:
+        return self._spent
 
     # ── rounds ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -214,7 +231,7 @@ class DPClient:
         answered = self._replies.find(request, digest, client=self.name)
         if answered is not None:
             return answered
-        self._unanswered.refuse_to_go_on(self._max_failures)
+        self._account.marks.refuse_to_go_on(self._max_failures)
 
         randomness = round_stream(self._seed, self.name, request)
         run = run_name(request, digest)
@@ -222,18 +239,12 @@ class DPClient:
             self._account.refuse_same_noise(request, run, randomness.name)
         event, branch = step_event(self._plan), randomness.name
         self._account.claim(event, steps, label=STEP, run=run, branch=branch, repeatable=not randomness.secure)
-        try:
-            with self._unanswered.under_way(run) as mark:
-                self._begun = True
-                reply = self._trained(request, steps, run, randomness, local, weights, mark)
-                self._replies.put(reply, request, digest)
-                mark.answered = True
-        except BaseException:
-            if self._begun:
-                self._account.spend(event, steps, label=STEP, run=run, branch=branch)
-            else:
-                self._account.give_back(run)
-            raise
+        spend = partial(self._account.spend, event, steps, label=STEP, run=run, branch=branch)
+        with self._account.round(run, spend=spend) as mark:
+            self._begun = True
+            reply = self._trained(request, steps, run, randomness, local, weights, mark)
+            self._replies.put(reply, request, digest)
+            mark.answered = True
         return reply
 
     def _trained(
@@ -276,6 +287,7 @@ class DPClient:
             round=request.round,
             update=update,
             base=request.state,
+            tied=weights.tied,
             releases=self._inventory(steps, weights),
             weight=self._weight,
             metrics=metrics,
@@ -314,11 +326,6 @@ class DPClient:
     # ── what was spent ──────────────────────────────────────────────────────────────────────────────
 
     @property
-    def ledger(self) -> Ledger | LedgerFile:
-        """All that was released of this data, by this client and whoever else has the ledger."""
-        return self._account.ledger
-
-    @property
     def plan(self) -> PrivacyPlan:
         """What each step is: noise, clipping, sampling."""
         return self._plan
@@ -333,23 +340,6 @@ class DPClient:
         """Metrics that it sends as they are, by name; how many records there are is treated as public."""
         return tuple(name for name in self._metrics if name != EXAMPLES)
 
-    def epsilon(self, delta: float) -> float:
-        """An upper bound on the epsilon of all that the ledger holds: all rounds, all federations, all else."""
-        return self.ledger.epsilon(delta)
-
-    @property
-    def unanswered(self) -> Unanswered:
-        """Rounds on this data that were begun and not answered."""
-        return self._unanswered.look()
-
-    def go_on(self, *, not_the_data: str | None = None) -> None:
-        """Answer again after rounds that were not answered; see `dpdl.federated.unanswered`."""
-        self._unanswered.go_on(not_the_data=not_the_data)
-
-    def spending(self, delta: float) -> ClientSpending:
-        """How much was spent, of what budget, and in which federations."""
-        return spending_of(self.name, self.ledger, delta)
-
     def report(self, delta: float) -> AdversaryReport:
         """What is promised to each record of this client's data, against whom."""
         spent = self.spending(delta)
@@ -360,7 +350,7 @@ class DPClient:
             delta=delta,
             relation=self.ledger.relation.phrase.replace("example", "record"),
             assumes=(of_the_budget(self.ledger.budget), *self._assumptions()),
-            unanswered=self._unanswered.look(),
+            unanswered=self.unanswered,
         )
         if self.unprotected:
             why = f"it is sent {', '.join(self.unprotected)} without noise"

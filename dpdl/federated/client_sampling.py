@@ -33,7 +33,20 @@ __all__ = ["ClientSampling", "EveryClient", "FixedSizeClients", "PoissonClients"
 
 
 class ClientSampling(ABC):
-    """Chooses a round's clients among those who are available."""
+    """Chooses a round's clients among those who are available.
+
+    Three are given: `PoissonClients`, `FixedSizeClients` and `EveryClient`. Without a plan a server takes any; with a
+    `ClientLevelPlan` it takes the plan's own, because the accountant's event belongs to one distribution of cohorts:
+    one of your own makes no claim.
+
+    Guarantee:
+        Deterministic in the set of names, the round and the stream: who asks first changes nothing, and a round that is
+        opened again, after it was abandoned, draws the same clients. What the choice does to the guarantee is said by
+        `ClientLevelPlan`.
+
+    References:
+        McMahan, Ramage, Talwar, Zhang, 2018 (the module has it), section 2: what a round's cohort is.
+    """
 
     @abstractmethod
     def select(self, names: Sequence[str], round: int, stream: RandomStream) -> tuple[str, ...]:
@@ -56,8 +69,18 @@ class ClientSampling(ABC):
 class PoissonClients(ClientSampling):
     """Each client independently, with the same probability.
 
+    The size of a cohort is random, of mean q N, and may be 0. That is what amplifies: given all the others' coins, one
+    client is in with probability q, whatever the cohort is. It holds as long as nobody learns who took part, nor how
+    many.
+
     Args:
         rate: q in (0, 1].
+
+    Guarantee:
+        Each of the N names is chosen with probability q, rounded down by less than 2^-64, independently of the others.
+
+    Raises:
+        ParameterError: rate is out of range.
 
     Example:
         >>> PoissonClients(0.5).select(["ann", "bob", "cho", "dag"], 1, RandomStream.from_insecure_seed(7))
@@ -83,11 +106,17 @@ class PoissonClients(ClientSampling):
 class FixedSizeClients(ClientSampling):
     """A uniform choice of `size` clients, without replacement.
 
-    Every client draws 128 bits, and the smallest numbers win. That is exactly uniform unless two are equal: n clients
-    are within n^2 2^-129 of uniform in total variation.
+    Every client draws 128 bits, and the smallest numbers win.
 
     Args:
-        size: >= 1.
+        size: m >= 1, clients in each round.
+
+    Guarantee:
+        Uniform over the cohorts of m among n available clients, up to n^2 2^-129 in total variation (two equal
+        numbers). Under adding or removing a client it amplifies nothing, as `ClientLevelPlan` says.
+
+    Raises:
+        ParameterError: size is no positive whole number; in `select`, fewer clients are available.
 
     Example:
         >>> FixedSizeClients(2).select(["ann", "bob", "cho", "dag"], 1, RandomStream.from_insecure_seed(7))
@@ -116,7 +145,18 @@ class FixedSizeClients(ClientSampling):
 @final
 @dataclass(frozen=True)
 class EveryClient(ClientSampling):
-    """Everybody who is available."""
+    """Everybody who is available.
+
+    No amplification: a client that is there is in the round with certainty, and every round composes in full. For a few
+    owners of much data (hospitals), whose names are no secret; with a `ClientLevelPlan` it is `sampling="all"`.
+
+    Guarantee:
+        No randomness is used, so nothing about cohorts has to be kept secret.
+
+    Example:
+        >>> EveryClient().select(["bob", "ann"], 1, RandomStream.from_insecure_seed(7))
+        ('ann', 'bob')
+    """
 
     def select(self, names: Sequence[str], round: int, stream: RandomStream) -> tuple[str, ...]:
         """All names, in order; no randomness is used."""

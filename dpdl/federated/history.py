@@ -63,10 +63,13 @@ class RoundRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """All rounds of a run.
+    """All rounds of a run; `to_csv`, `to_json` and `from_json` keep it, `public` leaves out what may not be published.
+
+    Epsilons are upper bounds, and grow from round to round: each is of everything that its ledger held by then, not of
+    one round.
 
     Attributes:
-        delta: of every epsilon.
+        delta: of every epsilon, in (0, 1).
         rounds: in order.
         secret_participation: whether the server's claim rests on nobody knowing who took part.
         notes: what a reader should know.
@@ -95,6 +98,32 @@ class History:
         """What one client had spent: (round, epsilon) wherever it was looked at."""
         looked = [(r.round, r.client_epsilon) for r in self.rounds if r.client_epsilon is not None]
         return [(number, epsilons[name]) for number, epsilons in looked if name in epsilons]
+
+    def followed_by(self, later: History, *, played: int, spent: Mapping[str, float]) -> History:
+        """One history of a run that was stopped and resumed.
+
+        Args:
+            later: what happened after it was resumed.
+            played: how many rounds there were before that.
+            spent: by name, what the clients of this history had spent when it was; it stands in later rounds until they
+                are asked again.
+
+        Returns:
+            All rounds that are told of, and a note that names those between them that are not.
+        """
+        rounds = tuple(
+            record
+            if record.client_epsilon is None
+            else replace(record, client_epsilon={**spent, **record.client_epsilon})
+            for record in later.rounds
+        )
+        before = self.rounds[-1].round if self.rounds else 0
+        untold = range(before + 1, played + 1)
+        notes = [*self.notes, *later.notes]
+        if untold:
+            which = f"Round {untold[0]} was" if len(untold) == 1 else f"Rounds {untold[0]} to {untold[-1]} were"
+            notes.append(f"{which} played in a process that broke off: who took part is not known here")
+        return replace(later, rounds=(*self.rounds, *rounds), notes=tuple(dict.fromkeys(notes)))
 
     def public(self) -> History:
         """What may be published with the model. The history itself, unless participation is secret."""

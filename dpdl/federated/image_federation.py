@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -26,15 +27,21 @@ from torch.utils.data import TensorDataset
 import accountants
 from accountants import arguments
 from dpdl.budget import Budget
+from dpdl.claims import AdversaryReport
 from dpdl.data import ImageData
 from dpdl.errors import ParameterError
+from dpdl.federated.accountable import AccountableClient
 from dpdl.federated.client import DPClient
 from dpdl.federated.client_level_plan import ClientLevelPlan
 from dpdl.federated.client_sampling import ClientSampling, EveryClient, PoissonClients
+from dpdl.federated.client_settings import inventory_of
+from dpdl.federated.global_weights import GlobalWeights
+from dpdl.federated.inventory import UNPROTECTED, Inventory
 from dpdl.federated.local_updates import LocalUpdateDP
 from dpdl.federated.messages import Client
 from dpdl.federated.partition import Part, dirichlet, iid, shards
 from dpdl.federated.plain_client import PlainClient
+from dpdl.federated.report import federated_report
 from dpdl.federated.runner import Evaluation, accuracy_on
 from dpdl.federated.server import FederatedServer
 from dpdl.federated.server_optimizers import FedAvg
@@ -137,6 +144,8 @@ class ImageFederation:
         evaluate: accuracy on the test images.
         plan: the server's, if it adds noise.
         sizes: examples of each client.
+        ledgers: the folder that has them.
+        sends: what each client's replies carry.
     """
 
     server: FederatedServer
@@ -144,6 +153,33 @@ class ImageFederation:
     evaluate: Evaluation
     plan: ClientLevelPlan | None
     sizes: tuple[int, ...]
+    ledgers: Path
+    sends: Inventory
+
+    def report(self, asked: Iterable[str], delta: float) -> AdversaryReport:
+        """What is promised to whom, at `delta`, if these clients were asked, in whatever process."""
+        names = list(dict.fromkeys(asked))
+        clients = [self.clients[name] for name in names]
+        return federated_report(
+            server=self.server, clients=clients, delta=delta, inventories=dict.fromkeys(names, self.sends)
+        )
+
+    def spent(self, asked: Iterable[str], delta: float) -> dict[str, float]:
+        """By client, an upper bound on what its ledger holds; infinite for one that keeps none."""
+        found: dict[str, float] = {}
+        for name in asked:
+            client = self.clients[name]
+            found[name] = client.epsilon(delta) if isinstance(client, AccountableClient) else math.inf
+        return found
+
+    def left_off(self) -> dict[str, AccountableClient]:
+        """Clients with rounds that were begun and not answered, on which their owner has not said a word."""
+        known = {name: self.clients[name] for name in self.clients if _ledger_file(self.ledgers, name).exists()}
+        return {
+            name: client
+            for name, client in known.items()
+            if isinstance(client, AccountableClient) and client.unanswered.new
+        }
 
 
 def build_federation(settings: FederationSettings, data: ImageData, *, ledgers: Path) -> ImageFederation:
@@ -180,6 +216,8 @@ def build_federation(settings: FederationSettings, data: ImageData, *, ledgers: 
         evaluate=accuracy_on(model, data.test_images, data.test_labels),
         plan=plan,
         sizes=tuple(len(part) for part in parts),
+        ledgers=ledgers,
+        sends=_in_the_clear(settings, model),
     )
 
 
@@ -292,9 +330,21 @@ def _server_plan(settings: FederationSettings) -> ClientLevelPlan | None:
     return plan if epsilon is None else plan.calibrated(epsilon=epsilon, delta=settings.delta)
 
 
+def _in_the_clear(settings: FederationSettings, model: nn.Module) -> Inventory:
+    """What nothing covers in a client's reply: all of the update, of clients that add no noise."""
+    if settings.scheme == "local" or (settings.scheme in ("record", "both") and settings.noise_multiplier != 0):
+        return Inventory()
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return inventory_of(GlobalWeights(model, trained), mechanism=UNPROTECTED, metrics=(), weight=1.0)
+
+
 def _ledger(folder: Path, name: str) -> Path:
     """Where a ledger goes. The folder is made with the first: a run that is refused before it leaves none."""
     folder.mkdir(parents=True, exist_ok=True)
+    return _ledger_file(folder, name)
+
+
+def _ledger_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.ledger"
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 __all__ = ["UNPROTECTED", "Inventory", "Release"]
 
-UNPROTECTED = "UNPROTECTED"
+UNPROTECTED = "UNPROTECTED"  # in place of a mechanism, where there is none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """One thing that leaves.
+    """One thing that leaves: a tensor, or a number.
+
+    It is the word of whoever made the reply, to be compared with what the mechanism's ledger holds; it proves nothing.
 
     Attributes:
         name: the tensor's or the metric's.
@@ -35,10 +37,15 @@ class Release:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All that one reply releases.
+    """All that one reply releases; iterates over it, and prints as a table.
 
     Attributes:
-        releases: one for each tensor, metric and count in the reply.
+        releases: one for each tensor, metric and count in the reply, those that nothing covers included.
+
+    Example:
+        >>> sent = Inventory((Release(name="loss", kind="metric", mechanism=UNPROTECTED),))
+        >>> print(sent, len(sent.unprotected))
+        loss  metric     UNPROTECTED 1
     """
 
     releases: tuple[Release, ...] = ()

@@ -29,14 +29,13 @@ from accountants import Gaussian, NeighboringRelation, arguments
 from dpdl.claims import AdversaryReport, Claim
 from dpdl.clipping import flat_weights
 from dpdl.errors import ParameterError
+from dpdl.federated.accountable import AccountableClient
 from dpdl.federated.client_report import (
     ADVERSARIES,
-    ClientSpending,
     claimed,
     claims_against_all,
     of_the_budget,
     run_name,
-    spending_of,
 )
 from dpdl.federated.client_settings import round_stream, steps_of
 from dpdl.federated.global_weights import digest_of
@@ -45,7 +44,6 @@ from dpdl.federated.messages import Client, FitReply, FitRequest, Refusal
 from dpdl.federated.refusals import refusal_of
 from dpdl.federated.reply_store import ReplyStore
 from dpdl.federated.round_account import RoundAccount
-from dpdl.federated.unanswered import Unanswered, unanswered_rounds_of
 from dpdl.ledger import Ledger
 from dpdl.ledger_file import LedgerFile
 from dpdl.noise import gaussian_mechanism
@@ -97,7 +95,8 @@ class _Spending:
         self._account.spend(self._event, 1, label=_LABEL, run=self._run, branch=self._randomness.name)
 
 
-class LocalUpdateDP:
+@final
+class LocalUpdateDP(AccountableClient):
     """A client whose updates are private by themselves.
 
     Args:
@@ -132,15 +131,19 @@ class LocalUpdateDP:
         replies: ReplyStore | str | os.PathLike[str] | None = None,
         max_failures: int = 1,
     ) -> None:
+        if not isinstance(getattr(client, "name", None), str) or not callable(getattr(client, "answer", None)):
+            raise ParameterError(
+                f"client must be one that answers requests, got {type(client).__name__}. Give a PlainClient, a "
+                "DPClient, or an object with a name and answer(request)."
+            )
         self.client = client
         self._norm = _positive("max_update_norm", max_update_norm)
         self._noise_multiplier = _positive("noise_multiplier", noise_multiplier)
-        self._account = RoundAccount(ledger, relation=NeighboringRelation.REPLACE_ONE)
+        self._spent = RoundAccount(ledger, relation=NeighboringRelation.REPLACE_ONE)
         if insecure_seed is not None:
             RandomStream.from_insecure_seed(insecure_seed)  # or refused
         self._seed = insecure_seed
         self._replies = replies if isinstance(replies, ReplyStore) else ReplyStore(replies)
-        self._unanswered = unanswered_rounds_of(self._account.ledger)
         self._max_failures = arguments.positive_whole("max_failures", max_failures, remedy="Give 1 to stop at once.")
         self._one_at_a_time = ProcessLock()
         self._begun = False
@@ -150,6 +153,10 @@ class LocalUpdateDP:
     def name(self) -> str:
         """The wrapped client's."""
         return self.client.name
+
+    @property
+    def _account(self) -> RoundAccount:
+        return self._spent
 
     # ── rounds ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -173,31 +180,24 @@ class LocalUpdateDP:
         if answered is not None:
             return answered
 
-        self._unanswered.refuse_to_go_on(self._max_failures)
+        self._account.marks.refuse_to_go_on(self._max_failures)
         randomness = round_stream(self._seed, self.name, request).child(f"local update {digest}")
         run = run_name(request, digest)
         spending = _Spending(self._account, Gaussian(self._noise_multiplier), run, randomness)
         spending.claim()
-        try:
-            with self._unanswered.under_way(run) as mark:
-                self._begun = True
-                reply = self.client.answer(request)
-                if isinstance(reply, Refusal):
-                    mark.answered = reply.reason in _WITHOUT_DATA
-                    if mark.answered:
-                        self._account.give_back(run)
-                    else:
-                        spending.spend()
-                    return reply
-                private = self._private(reply, spending)
-                self._replies.put(private, request, digest)
-                mark.answered = True
-        except BaseException:
-            if self._begun:
-                spending.spend()
-            else:
-                self._account.give_back(run)
-            raise
+        with self._account.round(run, spend=spending.spend) as mark:
+            self._begun = True
+            reply = self.client.answer(request)
+            if isinstance(reply, Refusal):
+                mark.answered = reply.reason in _WITHOUT_DATA
+                if mark.answered:
+                    self._account.give_back(run)
+                else:
+                    spending.spend()
+                return reply
+            private = self._private(reply, spending)
+            self._replies.put(private, request, digest)
+            mark.answered = True
         return private
 
     def _private(self, reply: FitReply, spending: _Spending) -> FitReply:
@@ -225,6 +225,7 @@ class LocalUpdateDP:
             round=reply.round,
             update={name: noisy[name].to(change.dtype) for name, change in tensors.items()},
             base=reply.base,
+            tied=reply.tied,
             releases=Inventory(tuple(releases)),
             metrics=reply.metrics,
         )
@@ -236,31 +237,6 @@ class LocalUpdateDP:
         """Metrics that are sent as they are, by name."""
         return tuple(self._sent)
 
-    @property
-    def ledger(self) -> Ledger | LedgerFile:
-        """All updates that this client has sent."""
-        return self._account.ledger
-
-    def epsilon(self, delta: float) -> float:
-        """An upper bound on the epsilon of all updates, for the client's whole data."""
-        return self.ledger.epsilon(delta)
-
-    @property
-    def unanswered(self) -> Unanswered:
-        """Rounds on this data that were begun and not answered."""
-        return self._unanswered.look()
-
-    def go_on(self, *, not_the_data: str | None = None) -> None:
-        """Answer again after rounds that were not answered, as of `DPClient`; the wrapped client goes on, too."""
-        self._unanswered.go_on(not_the_data=not_the_data)
-        inner = getattr(self.client, "go_on", None)
-        if inner is not None:
-            inner(not_the_data=not_the_data)
-
-    def spending(self, delta: float) -> ClientSpending:
-        """How much was spent, of what budget, and in which federations."""
-        return spending_of(self.name, self.ledger, delta)
-
     def report(self, delta: float) -> AdversaryReport:
         """What is promised to the client as a whole and to each of its records, against whom."""
         spent = self.spending(delta)
@@ -271,7 +247,7 @@ class LocalUpdateDP:
             delta=delta,
             relation="replacing the client's whole data",
             assumes=(of_the_budget(self.ledger.budget), "this ledger has all updates that were made of this data"),
-            unanswered=self._unanswered.look(),
+            unanswered=self.unanswered,
         )
         if self._sent:
             why = f"it is sent {', '.join(self._sent)} without noise"

@@ -27,7 +27,11 @@ _ROUNDED = 2.0**-24  # by how much a record's values are rounded, in half-ranges
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """One mean and one standard deviation for each feature, over all clients' records.
+    """One mean and one standard deviation for each feature, over all clients' records: what `combined_moments` finds.
+
+    Guarantee:
+        It is computed from what the clients have released, and from public bounds: whoever has it learns no more than
+        from those, and `apply` may be used on any data. That it is accurate is a matter of `accuracy`.
 
     Attributes:
         mean, std: by feature, in the features' own unit.

@@ -22,6 +22,7 @@ from dpdl.federated.client_report import ADVERSARIES
 from dpdl.federated.client_settings import (
     EXAMPLES,
     MAX_STEPS,
+    checked_flag,
     checked_metrics,
     checked_name,
     framework_randomness,
@@ -29,6 +30,7 @@ from dpdl.federated.client_settings import (
     loader_over,
     own_model,
     own_steps,
+    refuse_no_function,
     round_stream,
     steps_of,
 )
@@ -90,15 +92,19 @@ class PlainClient:
         self._dataset = dataset
         self._batch_size = arguments.positive_whole("batch_size", batch_size, remedy="Give a number of records.")
         loader_over(dataset, self._batch_size)
+        refuse_no_function("loss_fn", loss_fn, remedy="Give one of outputs and targets: F.cross_entropy.")
         self._loss_fn = loss_fn
+        refuse_no_function("optimizer", optimizer, remedy="Give functools.partial(torch.optim.SGD, lr=0.1).")
         self._optimizer = optimizer
         self._steps, self._max_steps = own_steps(steps, max_steps)
         self._proximal = arguments.non_negative("proximal", proximal, remedy="Give FedProx's mu, or 0.")
+        if train is not None:
+            refuse_no_function("train", train, remedy="Give train(model, optimizer, loader, steps), or leave it out.")
         self._train = train
         if insecure_seed is not None:
             RandomStream.from_insecure_seed(insecure_seed)  # or refused
         self._seed = insecure_seed
-        self._send_buffers = send_buffers
+        self._send_buffers = checked_flag("send_buffers", send_buffers)
         self._metrics = checked_metrics(metrics, own_loop=train is not None)
         self._weight = arguments.non_negative("weight", weight, remedy="Give a number such as len(dataset).")
         self._module: nn.Module | None = None
@@ -169,6 +175,7 @@ class PlainClient:
             round=request.round,
             update=weights.update(request.state),
             base=request.state,
+            tied=weights.tied,
             releases=self._inventory,
             weight=self._weight,
             metrics=self._told(found),

@@ -15,12 +15,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from accountants import Gaussian
-from dpdl.errors import DataError, ParameterError
+from accountants import Gaussian, arguments
+from dpdl.checkpoint_format import read_tree
+from dpdl.errors import CheckpointError, DataError, ParameterError
+from dpdl.federated.client_settings import checked_name
+from dpdl.federated.durable_file import write_durably
 from dpdl.federated.noisy_moments import LABEL, SQUARES, NoisyMoments, joint_sensitivity, of_count, refuse_no_bounds
 from dpdl.ledger import Ledger
 from dpdl.ledger_file import LedgerFile
@@ -33,6 +37,7 @@ __all__ = ["PrivateMoments"]
 
 _GRID = 2.0**24  # z and z^2 are whole multiples of its reciprocal: sums of fewer than 2^29 records are exact in float64
 _MOST_RECORDS = 1 << 28
+_SCHEMA = "dpdl.federated.kept_moments/1"
 
 
 class PrivateMoments:
@@ -49,13 +54,16 @@ class PrivateMoments:
         ledger: the ledger of these records, or its file's path.
         federation: what for; told in the ledger.
         insecure_seed: for reproducible noise; whoever knows it can remove the noise.
+        kept: a file in which what was released outlives the process; by default it ends with this object, and another
+            one releases, and spends, anew.
 
     Guarantee:
         What `release` returns is one Gaussian mechanism of noise_multiplier, recorded before the noise is drawn, for
         whatever relation the ledger is of.
 
     Raises:
-        ParameterError: an argument is out of range.
+        ParameterError: an argument is out of range, or what is kept was released with other ones.
+        CheckpointError: what is kept cannot be read.
     """
 
     def __init__(
@@ -69,9 +77,12 @@ class PrivateMoments:
         ledger: Ledger | LedgerFile | str | os.PathLike[str],
         federation: str = "federation",
         insecure_seed: int | None = None,
+        kept: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(name, str) or not name:
-            raise ParameterError(f"name must be the client's, got {name!r}.")
+        checked_name(name)
+        checked_name(federation, of="federation")
+        if not isinstance(features, Iterable) or isinstance(features, (str, bytes)):
+            raise ParameterError(f"features must be a tensor, or parts of one, got {type(features).__name__}.")
         if isinstance(features, Iterator):
             raise ParameterError(
                 "features is an iterator, which is empty the second time it is read. Give a tensor, a list of tensors "
@@ -79,21 +90,32 @@ class PrivateMoments:
             )
         self.name = name
         self._features = features
-        self._lower, self._upper = tuple(map(float, lower)), tuple(map(float, upper))
+        self._lower, self._upper = _bounds("lower", lower), _bounds("upper", upper)
         refuse_no_bounds(self._lower, self._upper)
         self._event = Gaussian(noise_multiplier)
         seed = insecure_seed
         stream = RandomStream.from_os() if seed is None else RandomStream.from_insecure_seed(seed)
         self._stream = stream.child(LABEL).child(name).child(federation)
+        if not isinstance(ledger, (str, os.PathLike, Ledger, LedgerFile)):
+            raise ParameterError(f"ledger must be a Ledger, a LedgerFile or the path of one, got {ledger!r}.")
+        if kept is not None and not isinstance(kept, (str, os.PathLike)):
+            raise ParameterError(f"kept must be the path of a file, got {kept!r}. Leave it out to keep nothing.")
         self.ledger = ledger if isinstance(ledger, (Ledger, LedgerFile)) else LedgerFile(ledger)
-        self._run = f"{federation}/{LABEL}"
-        self._released: NoisyMoments | None = None
+        self.run = f"{federation}/{LABEL}"
         self._lock = ProcessLock()
+        self.kept = None if kept is None else Path(kept).absolute()
+        self._released = self._read()
+
+    @property
+    def released(self) -> NoisyMoments | None:
+        """What has been released, if it has; no data is read, and nothing is spent."""
+        return self._released
 
     def release(self) -> NoisyMoments:
-        """Record the release, draw the noise, and return what may leave.
+        """Record the release, draw the noise, keep what may leave, and return it.
 
         Raises:
+            CheckpointError: it could not be kept; it is spent, and does not leave.
             BudgetExceededError: it would overspend; the data was read, and nothing of it has left.
             DataError: records have another number of features than there are bounds, or values that are not finite
                 (clean or leave out those records). Nothing was recorded. **The message is for the data's owner**: that
@@ -101,13 +123,39 @@ class PrivateMoments:
         """
         with self._lock:
             if self._released is None:
-                self._released = self._draw()
+                drawn = self._draw()
+                self._keep(drawn)
+                self._released = drawn
             return self._released
+
+    def _keep(self, moments: NoisyMoments) -> None:
+        if self.kept is None:
+            return
+        try:
+            write_durably({"schema": _SCHEMA, "run": self.run, "moments": moments.to_dict()}, self.kept)
+        except (OSError, RuntimeError) as error:  # torch has its own, for a full disk
+            raise CheckpointError(f"Moments could not be kept in {self.kept}: {error}. They do not leave.") from error
+
+    def _read(self) -> NoisyMoments | None:
+        if self.kept is None or not self.kept.exists():
+            return None
+        tree = read_tree(self.kept, named=self.kept)
+        if not isinstance(tree, dict) or tree.get("schema") != _SCHEMA:
+            raise CheckpointError(f"{self.kept} has no moments in it, of schema {_SCHEMA}. Name another file.")
+        moments = NoisyMoments.from_dict(tree["moments"])
+        now = (self.run, self.name, self._lower, self._upper, self._event.noise_multiplier)
+        before = (tree["run"], moments.client, moments.lower, moments.upper, moments.noise_multiplier)
+        if now != before:
+            raise ParameterError(
+                f"{self.kept} has what was released as {before}, and this is {now}: it would be another release, and "
+                "another expense. Give the same federation, name, bounds and noise; or, to spend again, another file."
+            )
+        return moments
 
     def _draw(self) -> NoisyMoments:
         d = len(self._lower)
         total = _sums(self._features, self._lower, self._upper, client=self.name)
-        number = self.ledger.record(self._event, label=LABEL, run=self._run, branch=self._stream.name)
+        number = self.ledger.record(self._event, label=LABEL, run=self.run, branch=self._stream.name)
         noisy = gaussian_mechanism(
             ClippedSum(
                 tensors={"moments": total}, sensitivity=joint_sensitivity(d), examples=0, clipped=0, non_finite=0
@@ -125,6 +173,12 @@ class PrivateMoments:
             squares=tuple((noisy[d + 1 :] / SQUARES).tolist()),
             noise_multiplier=self._event.noise_multiplier,
         )
+
+
+def _bounds(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ParameterError(f"{name} must be numbers, one for each feature, got {values!r}.")
+    return tuple(arguments.reals(name, list(values), remedy="Give one number for each feature.").tolist())
 
 
 def _sums(

@@ -13,6 +13,7 @@ from dpdl.errors import (
     BudgetExceededError,
     CheckpointError,
     LedgerError,
+    ParameterError,
     PrivacyError,
 )
 from dpdl.federated.messages import FitRequest, Refusal
@@ -30,7 +31,12 @@ def refusal_of(error: Exception, request: FitRequest, *, client: str, begun: boo
         request: the answer to which this is.
         client: who refuses.
         begun: whether data may have been looked at.
+
+    Raises:
+        ParameterError: it was no request that came: there is nobody to refuse.
     """
+    if not isinstance(request, FitRequest):
+        raise ParameterError(f"a client answers a FitRequest, got {type(request).__name__}.") from error
     _log.warning(
         "Client '%s' does not take part in round %s of '%s': %s",
         client,

@@ -14,10 +14,8 @@ A folder holds what was sent anyway. Whoever can write to it can change what is 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +24,9 @@ from typing import Any
 from torch import Tensor
 
 from accountants import arguments
-from dpdl.checkpoint_format import read_tree, write_tree
+from dpdl.checkpoint_format import read_tree
 from dpdl.errors import CheckpointError, ParameterError
+from dpdl.federated.durable_file import write_durably
 from dpdl.federated.inventory import Inventory
 from dpdl.federated.messages import FitReply, FitRequest
 
@@ -51,6 +50,8 @@ class ReplyStore:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, keep: int = 1) -> None:
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise ParameterError(f"replies are kept in a folder: give its path, or None, not {path!r}.")
         self.path = None if path is None else Path(path).absolute()
         self.keep = arguments.positive_whole("keep", keep, remedy="Give 1 to keep the last reply.")
         self._in_memory: dict[str, FitReply | None] = {}  # None: answered, thrown away
@@ -129,22 +130,7 @@ class ReplyStore:
             return
         file = self.path / name
         try:
-            handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
-            os.close(handle)
-            try:
-                write_tree(_tree(reply), Path(temporary), named=file)
-                with open(temporary, "rb") as written:
-                    os.fsync(written.fileno())
-                os.replace(temporary, file)
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-                raise
-            folder = os.open(self.path, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            write_durably(_tree(reply), file)
         except (OSError, RuntimeError) as error:  # torch has its own, for a full disk
             raise CheckpointError(f"The reply could not be kept in {self.path}: {error}. It is not sent.") from error
 
@@ -160,6 +146,7 @@ def _with(reply: FitReply, *, base: Mapping[str, Tensor], update: Mapping[str, T
         round=reply.round,
         update=update,
         base=base,
+        tied=dict(reply.tied),
         releases=reply.releases,
         weight=reply.weight,
         metrics=dict(reply.metrics),
@@ -173,6 +160,7 @@ def _tree(reply: FitReply) -> dict[str, Any]:
             "client": reply.client,
             "round": reply.round,
             "update": dict(reply.update),
+            "tied": dict(reply.tied),
             "releases": reply.releases.to_list(),
             "weight": reply.weight,
             "metrics": dict(reply.metrics),

@@ -121,6 +121,10 @@ def federated_report(
         ParameterError: delta is out of range, two clients have one name, or an inventory is of none of them.
     """
     delta = arguments.delta(delta)
+    if server is not None and not isinstance(server, FederatedServer):
+        raise ParameterError(f"server must be a FederatedServer, or None, got {type(server).__name__}.")
+    if isinstance(clients, str) or not isinstance(clients, Iterable):
+        raise ParameterError(f"clients must be a list of clients, got {clients!r}.")
     members = _members(clients, delta, dict(inventories or {}))
     of_server = {} if server is None else {claim.against: claim for claim in server.claims(delta)}
     claims: list[Claim] = []
@@ -148,6 +152,8 @@ def _members(
     members: list[_Member] = []
     seen: set[str] = set()
     for client in clients:
+        if not isinstance(getattr(client, "name", None), str):
+            raise ParameterError(f"clients has {client!r}, which has no name: it is no client.")
         if client.name in seen:
             raise ParameterError(
                 f"Two clients have the name {client.name!r}: what one of them has spent would stand for both. Give "
@@ -172,11 +178,20 @@ def _exposed(client: Client, inventories: Inventory | Iterable[Inventory]) -> tu
 
     Two things may have one name: a parameter "weight", and a reply's weight.
     """
-    listed = [inventories] if isinstance(inventories, Inventory) else list(inventories)
+    listed = _listed_inventories(client, inventories)
     found = [(repr(release.name), release.kind) for inventory in listed for release in inventory.unprotected]
     known = {name for name, kind in found if kind in ("metric", "count")}
     said = [repr(name) for name in getattr(client, "unprotected", ())]
     return tuple(dict.fromkeys([*found, *((name, "metric") for name in said if name not in known)]))
+
+
+def _listed_inventories(client: Client, given: Inventory | Iterable[Inventory]) -> list[Inventory]:
+    if isinstance(given, Inventory):
+        return [given]
+    listed = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(each, Inventory) for each in listed):
+        raise ParameterError(f"inventories of {client.name!r} must be Inventory, got {given!r}.")
+    return listed
 
 
 # ── claims ──────────────────────────────────────────────────────────────────────────────────────────

@@ -14,13 +14,16 @@ Another thread that records in the same ledger meanwhile can take what this roun
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 
 from accountants import Event, NeighboringRelation
 from dpdl.budget import Allowance
 from dpdl.errors import BudgetExceededError, LedgerError, ParameterError
 from dpdl.federated.client_report import is_round
 from dpdl.federated.messages import FitRequest
+from dpdl.federated.unanswered import Mark, unanswered_rounds_of
 from dpdl.ledger import Ledger
 from dpdl.ledger_file import LedgerFile
 from dpdl.tally import Segment
@@ -36,6 +39,11 @@ class RoundAccount:
     Args:
         ledger: the client's; a path is that of a ledger file, made if there is none.
         relation: what neighbouring datasets differ in.
+
+    Attributes:
+        ledger: as given, or the file at that path.
+        within: the same, with reservations of its own.
+        marks: of rounds on the ledger's data that are under way, or were not answered.
 
     Raises:
         LedgerError: the ledger is of another relation, or its file is damaged.
@@ -58,7 +66,32 @@ class RoundAccount:
         self.within: Ledger | LedgerFile = opened
         if isinstance(opened, LedgerFile):  # the same file, with reservations of its own
             self.within = LedgerFile(opened.path, relation=relation, budget=opened.budget, reserve=_MOST)
+        self.marks = unanswered_rounds_of(opened)
         self._allowance = None if opened.budget is None else Allowance(opened.budget, relation)
+
+    @contextlib.contextmanager
+    def round(self, run: str, *, spend: Callable[[], None]) -> Iterator[Mark]:
+        """A round whose releases are claimed: marked while it is under way; if it ends otherwise than by its last
+        statement, all of it is spent, because data may have been looked at.
+
+        Args:
+            run: the round's name.
+            spend: has all of it recorded.
+
+        Raises:
+            LedgerError: the mark cannot be written; what was claimed is given back.
+        """
+        begun = False
+        try:
+            with self.marks.under_way(run) as mark:
+                begun = True
+                yield mark
+        except BaseException:
+            if begun:
+                spend()
+            else:
+                self.give_back(run)
+            raise
 
     def claim(self, event: Event, count: int, *, label: str, run: str, branch: str, repeatable: bool) -> None:
         """Make sure that `count` releases of a run fit into the budget, and in a file record them.
@@ -93,10 +126,7 @@ class RoundAccount:
         """
         if self._allowance is None:
             return
-        counts: dict[Event, int] = {}
-        for entry in self.ledger.entries:
-            counts[entry.event] = counts.get(entry.event, 0) + entry.count
-        self._allowance.refuse(counts, event, count=count, where="the client's ledger")
+        self._allowance.refuse(self.ledger.counts, event, count=count, where="the client's ledger")
 
     def refuse_same_noise(self, request: FitRequest, run: str, branch: str) -> None:
         """Raise if a round of that number was begun with another request: under a seed both have the same noise.

@@ -68,7 +68,10 @@ class PrivateRound:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSummary:
-    """One closed round.
+    """One closed round, as `FederatedServer.close_round` returns it.
+
+    All but `private` is computed from the plan and from noisy releases, so `to_publish` costs nothing. Printed, it
+    shows `private` as well: for the operator of the server.
 
     Attributes:
         round: its number, from 1.

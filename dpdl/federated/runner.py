@@ -25,6 +25,7 @@ from accountants import arguments
 from dpdl.claims import AdversaryReport
 from dpdl.errors import BudgetExceededError, ParameterError, PlanExhaustedError
 from dpdl.federated.aggregation import ACCEPTED
+from dpdl.federated.client_settings import refuse_no_function
 from dpdl.federated.history import History, RoundRecord
 from dpdl.federated.inventory import Inventory
 from dpdl.federated.messages import Client, FitReply
@@ -95,6 +96,11 @@ def run_federated(
     rounds = arguments.positive_whole("rounds", rounds, remedy="Give a number of rounds such as 10.")
     every = arguments.positive_whole("every", every, remedy="Give 1 to look after every round.")
     delta = arguments.delta(delta)
+    if not callable(getattr(server, "open_round", None)):
+        raise ParameterError(f"server must be a FederatedServer, got {server!r}.")
+    if evaluate is not None:
+        refuse_no_function("evaluate", evaluate, remedy="Give one of the global state, such as accuracy_on(...).")
+    refuse_no_function("stop", stop, remedy="Give one that is asked after each round, or leave it out.")
     by_name = _by_name(clients)
     run = _Run(server, by_name, delta=delta, steps=steps, evaluate=evaluate)
     stopped: str | None = None
@@ -273,7 +279,12 @@ def _by_name(clients: Mapping[str, Client] | Iterable[Client]) -> Mapping[str, C
     if isinstance(clients, Mapping):
         refuse_bad_names(list(clients))
         return clients
+    if not isinstance(clients, Iterable):
+        raise ParameterError(f"clients must be clients, or clients by name, got {clients!r}.")
     listed = list(clients)
+    for client in listed:
+        if not isinstance(getattr(client, "name", None), str) or not callable(getattr(client, "answer", None)):
+            raise ParameterError(f"a client has a name and answers requests (DPClient, PlainClient), got {client!r}.")
     refuse_bad_names([client.name for client in listed])
     if not listed:
         raise ParameterError("there are no clients. Give at least one.")

@@ -69,6 +69,12 @@ class FederatedServer:
         federation: a name that tells this federation from others on the same data.
         trained: the names of the tensors that rounds change, if `state` does not tell.
 
+    Guarantee:
+        With a plan, what leaves the server (the states after each round, and `RoundSummary.to_publish`) satisfies
+        `epsilon(delta)` at delta for the plan's relation, one client's whole data being the unit, against those who do
+        not see updates or cohorts; the assumptions are in `claims(delta)`. Each round is in the ledger before its noise
+        is drawn, and neither refusals nor lost clients change noise or denominator. Without a plan: nothing.
+
     Raises:
         ParameterError: arguments contradict each other, or are out of range.
         ModelError: the state has nothing to average, or tensors that nobody said what to do with.
@@ -89,7 +95,9 @@ class FederatedServer:
         federation: str = "federation",
         trained: Iterable[str] | None = None,
     ) -> None:
-        refuse_wrong_parts(sampling=sampling, optimizer=optimizer, plan=plan, ledger=ledger, federation=federation)
+        refuse_wrong_parts(
+            sampling=sampling, optimizer=optimizer, plan=plan, ledger=ledger, federation=federation, trained=trained
+        )
         refuse_contradictions(plan=plan, sampling=sampling, ledger=ledger, max_weight=max_weight)
         self.plan = plan
         self.federation = federation
@@ -192,10 +200,17 @@ class FederatedServer:
     def request(self, *, steps: int | None = None, config: Mapping[str, Scalar] | None = None) -> FitRequest:
         """What to send to the clients of the open round, in tensors of its own.
 
+        Args:
+            steps: local steps; None leaves them to the clients.
+            config: further settings for the clients.
+
         Raises:
             StepError: no round is open.
+            ParameterError: steps is no positive whole number.
         """
         self._opened("request")
+        if steps is not None:
+            steps = arguments.positive_whole("steps", steps, remedy="Give local steps, or None.")
         return FitRequest(
             round=self.round,
             state=self._model.copy(),

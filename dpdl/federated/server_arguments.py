@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from accountants import arguments
 from dpdl.errors import CheckpointError, ParameterError, WrapError
 from dpdl.federated.client_level_plan import ClientLevelPlan
 from dpdl.federated.client_sampling import ClientSampling
+from dpdl.federated.client_settings import checked_name
 from dpdl.federated.server_optimizers import ServerOptimizer
 from dpdl.ledger import Ledger
 from dpdl.ledger_file import LedgerFile
@@ -20,7 +21,7 @@ SCHEMA = "dpdl.federated_server/1"  # of a saved server
 
 
 def refuse_wrong_parts(
-    *, sampling: object, optimizer: object, plan: object, ledger: object, federation: object
+    *, sampling: object, optimizer: object, plan: object, ledger: object, federation: object, trained: object
 ) -> None:
     """Raise unless each part is of its kind, or is not given.
 
@@ -39,8 +40,9 @@ def refuse_wrong_parts(
         raise WrapError(f"ledger must be a Ledger or a LedgerFile, got {type(ledger).__name__}. Give LedgerFile(path).")
     if isinstance(ledger, Ledger) and ledger.within is not None:
         raise WrapError(f"ledger lies within {ledger.within.name}, as a run's own does. Give that one.")
-    if not isinstance(federation, str) or not federation:
-        raise ParameterError(f"federation must be a non-empty text, got {federation!r}.")
+    checked_name(federation, of="name of a federation")
+    if trained is not None and (isinstance(trained, str) or not isinstance(trained, Iterable)):
+        raise ParameterError(f"trained must be names of tensors, got {trained!r}. Give a list, or leave it out.")
 
 
 def refuse_contradictions(

@@ -44,18 +44,32 @@ Tensors = Mapping[str, Tensor]
 
 
 class ServerOptimizer(ABC):
-    """From a state and a mean update to the next state."""
+    """From a state and a mean update to the next state.
+
+    Given are `FedAvg`, `FedAvgM`, `FedAdagrad`, `FedAdam` and `FedYogi`. One of your own implements `step`; if it
+    remembers anything between rounds, `_slots` names it, so that a server that is resumed goes on with it.
+
+    Units: an update is a difference of weights, weights after local training less the global ones, so a learning rate
+    of 1 with `FedAvg` moves to the mean of the clients' weights.
+
+    Guarantee:
+        It sees the mean update alone, after noise and division: whatever it computes is post-processing, and costs
+        nothing. It draws no randomness and reads no data, and the tensors that it is given stay as they are.
+
+    References:
+        Reddi et al., 2021 (the module has it), Algorithm 1: the frame, client and server optimizer apart.
+    """
 
     @abstractmethod
     def step(self, state: Tensors, mean_update: Tensors) -> dict[str, Tensor]:
         """The state after a round; the tensors that come are not changed.
 
         Args:
-            state: by name.
-            mean_update: of those of its tensors that are trained, in float64.
+            state: the global model's, by name, each tensor in its own shape and dtype.
+            mean_update: of those of its tensors that are trained: the same names and shapes, in float64.
 
         Returns:
-            The whole state, its dtypes unchanged, the tensors without an update as they are.
+            The whole state, its shapes and dtypes unchanged, the tensors without an update as they are.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,10 +110,13 @@ class ServerOptimizer(ABC):
 
 @final
 class FedAvg(ServerOptimizer):
-    """Adds the mean update, times a learning rate.
+    """Adds the mean update, times a learning rate: x += eta Delta [1, Algorithm 1]. It remembers nothing.
 
     Args:
-        learning_rate: eta > 0.
+        learning_rate: eta > 0; 1 is the mean of the clients' weights.
+
+    Raises:
+        ParameterError: it is not a finite number above 0.
     """
 
     def __init__(self, learning_rate: float = 1.0) -> None:
@@ -112,11 +129,14 @@ class FedAvg(ServerOptimizer):
 
 @final
 class FedAvgM(ServerOptimizer):
-    """FedAvg with momentum.
+    """FedAvg with momentum: v = beta v + Delta, x += eta v [2, section 4]; v is Delta in the first round.
 
     Args:
-        learning_rate: eta > 0.
+        learning_rate: eta > 0. Momentum lengthens steps by up to 1 / (1 - beta): lower it by as much.
         momentum: beta in [0, 1).
+
+    Raises:
+        ParameterError: a number is out of range.
     """
 
     def __init__(self, learning_rate: float = 1.0, momentum: float = 0.9) -> None:
@@ -141,7 +161,10 @@ class _Adaptive(ServerOptimizer):
     Args:
         learning_rate: eta > 0.
         betas: b1 and b2 in [0, 1).
-        tau: > 0, the degree of adaptivity.
+        tau: > 0, the degree of adaptivity, in units of an update's coordinate.
+
+    Raises:
+        ParameterError: a number is out of range.
     """
 
     def __init__(self, learning_rate: float = 0.1, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> None:
@@ -175,12 +198,15 @@ class _Adaptive(ServerOptimizer):
 
 @final
 class FedAdagrad(_Adaptive):
-    """Adds up squares; steps only grow smaller. The second of `betas` is not used.
+    """Adds up squares, so that steps only grow smaller [3, Algorithm 2]. The second of `betas` is not used.
 
     Args:
         learning_rate: eta > 0.
         betas: b1 in [0, 1), 0 for the plain rule, and a number that is not used.
-        tau: > 0, the degree of adaptivity.
+        tau: > 0, the degree of adaptivity, in units of an update's coordinate.
+
+    Raises:
+        ParameterError: a number is out of range.
     """
 
     def _second_moment(self, before: Tensor, squared: Tensor) -> Tensor:
@@ -189,12 +215,15 @@ class FedAdagrad(_Adaptive):
 
 @final
 class FedAdam(_Adaptive):
-    """An exponential average of squares.
+    """An exponential average of squares, without correction of bias [3, Algorithm 2].
 
     Args:
         learning_rate: eta > 0.
         betas: decay of the averages of updates and of their squares, in [0, 1).
-        tau: > 0, the degree of adaptivity.
+        tau: > 0, the degree of adaptivity, in units of an update's coordinate.
+
+    Raises:
+        ParameterError: a number is out of range.
     """
 
     def _second_moment(self, before: Tensor, squared: Tensor) -> Tensor:
@@ -203,12 +232,15 @@ class FedAdam(_Adaptive):
 
 @final
 class FedYogi(_Adaptive):
-    """Like FedAdam, but v moves by at most a fraction of the squares, whatever it was.
+    """Like FedAdam, but v moves by at most a fraction of the squares, whatever it was [3, Algorithm 2].
 
     Args:
         learning_rate: eta > 0.
         betas: decay of the average of updates, and one less the fraction, in [0, 1).
-        tau: > 0, the degree of adaptivity.
+        tau: > 0, the degree of adaptivity, in units of an update's coordinate.
+
+    Raises:
+        ParameterError: a number is out of range.
     """
 
     def _second_moment(self, before: Tensor, squared: Tensor) -> Tensor:

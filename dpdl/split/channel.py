@@ -38,7 +38,18 @@ Handler = Callable[[Packet], Packet]
 
 
 class Channel(Protocol):
-    """One party's end of a connection to one other party."""
+    """One party's end of a connection to one other party: asks, and waits for the reply.
+
+    Requests are told apart by (session, kind, step), which the header has. Behind the channel the same address with the
+    same bytes is answered as before, and never carried out twice (`ReplayGuard`); the channel itself promises that a
+    reply is the one to its request, whole and unchanged, or raises.
+
+    Attributes:
+        bytes_sent, bytes_received: counted as framed, without what the transport adds; 0 where nothing is framed.
+
+    Guarantee:
+        None of privacy: what is given to it leaves as it is. Protection is the outlet's (`ReleaseDoor`), before.
+    """
 
     @property
     def bytes_sent(self) -> int:

@@ -1,13 +1,12 @@
 """What a party may claim of a run about its own records: the facts that it knows, for `dpdl.split.report`.
 
-Where its rows go to one other party, that is the report of that module. Where several parties get them, each is
-listed with what it sees, and nothing is promised against it.
+Where its rows go to one other party, that is the report of that module. Where several parties get them, or it has
+the labels of some heads and not of others, each party is listed with what it sees, and nothing is promised against it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 from accountants import Composed, NeighboringRelation
@@ -15,11 +14,10 @@ from dpdl.claims import AdversaryReport, Claim
 from dpdl.split.client_run import Client
 from dpdl.split.clip import JointClip
 from dpdl.split.door import ReleaseDoor
-from dpdl.split.graph import Cut
 from dpdl.split.labels import MemoizedRandomizedResponse
 from dpdl.split.part_training import PartTraining
 from dpdl.split.party import Party
-from dpdl.split.report import GradientsReturned, RowsSent, SplitFacts, split_report
+from dpdl.split.report import SEED_GIVEN, SEED_UNKNOWN, GradientsReturned, RowsSent, SplitFacts, split_report
 
 __all__ = ["part_training", "report_of_run"]
 
@@ -58,7 +56,7 @@ def report_of_run(
     """
     receivers = {cut.receiver for cut in party.graph.cuts if cut.sender == party.name}
     picked_unseen = party.name != party.driver and party.columns is None
-    if len(receivers) != 1 or picked_unseen:
+    if len(receivers) != 1 or picked_unseen or _some_labels(party):
         return _listed(party, client, delta=delta)
     (receiver,) = receivers
     door = party.kit.outlet if isinstance(party.kit.outlet, ReleaseDoor) else None
@@ -85,6 +83,13 @@ def report_of_run(
         secure=client.run.secure and (door is None or door.secure),
     )
     return split_report(facts, delta=delta, title=f"Split run of '{party.name}' with '{receiver}'")
+
+
+def _some_labels(party: Party) -> bool:
+    """Whether it has the labels, or the loss, of some heads and not of all: no one line says what that tells."""
+    owned = {party.graph.columns[head.labels] == party.name for head in party.graph.heads}
+    judged = {head.party == party.name for head in party.graph.heads}
+    return len(owned) > 1 or len(judged) > 1
 
 
 def _labels(party: Party, door: ReleaseDoor | None) -> Literal["clear", "stay", "there"] | MemoizedRandomizedResponse:
@@ -116,23 +121,24 @@ def _listed(party: Party, client: Client, *, delta: float) -> AdversaryReport:
             *(f"'{name}' clips, adds its noise, and keeps rows apart" for name in trains),
             "no party gives away what it has seen of single records",
             *_sampled_by_another(party, client),
+            *(() if client.run.secure else (SEED_UNKNOWN,)),
         ),
     )
-    seen = {name: [cut for cut in graph.cuts if cut.receiver == name] for name in others}
     return AdversaryReport(
         title=f"Split run of '{party.name}' with {', '.join(others)}",
         adversaries=(CONSUMERS, *others),
         claims=(
             consumers,
-            *(Claim(against=name, unit="record", because=_seen(seen[name], joint=joint)) for name in others),
+            *(Claim(against=name, unit="record", because=_seen(party, name, joint=joint)) for name in others),
         ),
         not_covered=(
             "how many rows are sent, and when",
             "which records take part",
             "sizes of messages",
+            *_also_left(party.kit.outlet if isinstance(party.kit.outlet, ReleaseDoor) else None),
             *_taken_over(party),
         ),
-        notes=() if client.run.secure else ("an insecure seed was given: whoever knows it can subtract all noise",),
+        notes=() if client.run.secure else (SEED_GIVEN,),
     )
 
 
@@ -160,7 +166,20 @@ def _also_left(door: ReleaseDoor | None) -> tuple[str, ...]:
     return tuple(f"{', '.join(sorted(kinds))}, to {', '.join(to)}" for to, kinds in sorted(door.unprotected.items()))
 
 
-def _seen(cuts: Sequence[Cut], *, joint: bool) -> str:
-    names = ", ".join(f"{cut.kind} '{cut.name}'" for cut in cuts)
-    what = f"it receives {names or 'gradients'}; no claim is worked out where several parties get rows"
+def _seen(party: Party, other: str, *, joint: bool) -> str:
+    """What another party gets; of the gradients, those that this one sends, which tell of its records and labels."""
+    cuts = party.graph.cuts
+    names = [f"{cut.kind} '{cut.name}'" for cut in cuts if cut.receiver == other]
+    names += [
+        f"gradients of '{cut.name}'"
+        for cut in cuts
+        if cut.returns and (cut.sender, cut.receiver) == (other, party.name)
+    ]
+    what = f"it receives {', '.join(names) or 'gradients'}; no claim is worked out {_why_listed(party)}"
     return f"{what}; norms of single rows' gradients are exchanged" if joint else what
+
+
+def _why_listed(party: Party) -> str:
+    if _some_labels(party):
+        return "where labels of one record are in several hands"
+    return "where several parties get rows"

@@ -38,7 +38,9 @@ from dpdl.split.flow import Address
 from dpdl.split.graph import SplitGraph
 from dpdl.split.outlet import Outlet
 from dpdl.split.party import Party
-from dpdl.split.server import DEFAULT_TIMEOUT, compared_probe, finish_others, peers_of, say_hello
+from dpdl.split.predicting import columns_to_predict, refuse_unknown_rows
+from dpdl.split.probe_evidence import ATTEMPTS, Seen, compared_probe, cuts_to_show, refuse_no_evidence
+from dpdl.split.server import DEFAULT_TIMEOUT, finish_others, peers_of, say_hello
 from dpdl.split.walk import Walk
 
 __all__ = ["SplitClient"]
@@ -133,9 +135,12 @@ class SplitClient:
 
         Raises:
             PlanExhaustedError: that many are not left. BudgetExceededError: the budget ends. As `step`.
+            ParameterError: steps is not a whole number.
         """
         left = self.plan.steps - self.steps_taken
         wanted = left if steps is None else steps
+        if type(wanted) is not int:
+            raise ParameterError(f"steps must be a whole number or None, got {steps!r}.")
         if not 0 <= wanted <= left:
             raise PlanExhaustedError(
                 f"{wanted} steps were asked for, and the plan has {left} left of {self.plan.steps}."
@@ -193,20 +198,33 @@ class SplitClient:
     def probe(self) -> None:
         """Let made-up rows walk through the network twice, one of them changed; no step, nothing spent.
 
-        Before the first step this happens by itself. A party that means to mix rows later can be asked again at any
-        time: at times that it does not foresee.
+        Before the first step this happens by itself; each time with other rows. It finds mistakes, not malice: a probe
+        says that it is one, and a party that means to mix rows answers it well.
 
         Raises:
             ExampleMixingError: the change of one row reached others, here or behind a cut.
+            ModelError: gradients that come back are zero or not finite in all of a few attempts, which shows nothing.
         """
         self._greet()
-        before: dict[str, Tensor] | None = None
+        missing, seen = cuts_to_show(self.party.graph, self.party.name), False
+        for _ in range(ATTEMPTS):
+            last, shown = self._probe_pair()
+            missing, seen = missing - shown, seen or bool(shown)
+            if not missing:
+                break
+        else:
+            refuse_no_evidence(self.party.name, last, missing)
+        self._probes += 2 * seen
+
+    def _probe_pair(self) -> tuple[Seen, frozenset[str]]:
+        before, shown = None, frozenset[str]()
         for exchanged in (-1, PROBE_ROWS - 1):
             address = Address(kind="probe", session=self.session, number=self._next("probe"))
             walk = begin_walk(self.party, self._client, address, self._peers, exchanged=exchanged)
             self._go(walk)
-            before = compared_probe(walk, before)
-        self._probes += 2
+            before, shown = compared_probe(walk, before)
+        assert before is not None
+        return before, shown
 
     def _greet(self) -> None:
         if not self._greeted:
@@ -248,14 +266,16 @@ class SplitClient:
             Head to its part's output.
 
         Raises:
-            ParameterError: neither or both are given, or columns are missing.
+            ParameterError: neither or both are given, columns are missing, or rows are not shaped as this party's data.
+            DataError: there are no rows of such numbers. In both cases nothing was sent.
         """
         if (columns is None) == (rows is None):
             raise ParameterError("Give either columns or rows to predict.")
-        wanted = self.party.owns_columns(labels=False)
-        given = dict.fromkeys(wanted, columns) if isinstance(columns, Tensor) else columns
-        if given is not None and (set(given) != set(wanted) or (isinstance(columns, Tensor) and len(wanted) != 1)):
-            raise ParameterError(f"predict needs the columns {sorted(wanted)}, got {sorted(given)}.")
+        given = None
+        if columns is not None:
+            given = columns_to_predict(self.party, columns)
+        else:
+            refuse_unknown_rows(rows, size=self._size)
         self.finish()
         self._greet()
         address = Address(kind="infer", session=self.session, number=self._next("infer"))

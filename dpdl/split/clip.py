@@ -36,10 +36,20 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class PartClip:
-    """Each part on its own.
+    """Each part on its own; nothing of single rows is exchanged.
 
     Attributes:
-        max_grad_norm: C_h > 0, the same for all parts that train, or one for each by name.
+        max_grad_norm: C_h > 0, an L2 norm over all of a part's trained parameters; the same for all parts that train,
+            or one for each by name.
+
+    Guarantee:
+        One row moves all parts' sums together by at most C = sqrt(sum of C_h^2), which noise is scaled to.
+
+    Raises:
+        ParameterError: a norm is no number.
+
+    Source:
+        arXiv:1607.00133, section 3.1; arXiv:2212.01539 (clipping per device).
     """
 
     max_grad_norm: float | Mapping[str, float]
@@ -83,10 +93,20 @@ class PartClip:
 
 @dataclass(frozen=True, kw_only=True)
 class JointClip:
-    """All parts together; the norms of single rows are exchanged.
+    """All parts together, as on one machine; the norms of single rows are exchanged, without noise.
 
     Attributes:
-        max_grad_norm: C > 0.
+        max_grad_norm: C > 0, an L2 norm over all parts' trained parameters.
+
+    Guarantee:
+        As `PartClip` against who gets the trained network. Against parties that see the norms: none, whatever else
+        protects the rows.
+
+    Raises:
+        ParameterError: the norm is no number.
+
+    Source:
+        arXiv:1607.00133, algorithm 1.
     """
 
     max_grad_norm: float

@@ -167,7 +167,9 @@ class Flow:
                 )
             if what == "z" and not rows.is_floating_point():
                 raise ChannelError(f"'{sender}' sent '{key}' in {rows.dtype}; activations are floating point numbers.")
-            if what != "d" and self.address.kind == "train":
+            if what != "d" and (
+                self.address.kind == "train" or (self.address.kind == "infer" and name in self.kit.proven)
+            ):
                 self._refuse_unproven(key, name, rows, sender=sender)
 
     def _refuse_unproven(self, key: str, name: str, rows: Tensor, *, sender: str) -> None:

@@ -45,7 +45,15 @@ _RECONNECT = (
 
 @final
 class GrpcChannel(FramedChannel):
-    """A connection to a server made by `serve`. Made by `connect`; for any number of threads."""
+    """A connection to a server made by `serve`. Made by `connect`; for any number of threads.
+
+    Guarantee:
+        With TLS, both ends have shown a certificate of one authority, and nobody between reads or changes a frame. Of
+        what the other end does with it: none.
+
+    Raises:
+        ChannelError: from `request`: the server cannot be reached, does not answer in time, or what comes is no reply.
+    """
 
     def __init__(self, channel: Any, *, address: str, limits: FrameLimits) -> None:
         super().__init__(limits=limits)

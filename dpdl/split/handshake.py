@@ -10,7 +10,11 @@ field, and answers with its own, which is compared in turn. Every later request 
 session for which this very party has signed it: a digest alone, which anybody can compute, opens nothing. Where the
 connection tells who asks (a certificate's common name), that is who must have signed.
 
-A signature does not hold the session: without TLS, somebody who has seen a signed manifest can show it again.
+Both hold what they have signed against what they do: a `SplitClient` or `SplitServer` whose own plan, clip, graph or
+door are others than the manifest's refuses at the greeting.
+
+What is signed is the manifest, the party and the session, whose name is drawn anew: an agreement that somebody has
+overheard opens no other session, and a reply to it is none to this one. Within its session only TLS keeps others out.
 """
 
 from __future__ import annotations
@@ -27,12 +31,13 @@ from torch import Tensor
 
 from dpdl.errors import CheckpointError, ManifestError
 from dpdl.split.channel import Channel, Handler, Packet, Value
-from dpdl.split.manifest import SignedManifest, agree
+from dpdl.split.manifest import Manifest, SignedManifest, agree
 from dpdl.split.whole_file import replace_file
 
-__all__ = ["PARTY_KINDS", "AgreedChannel", "ManifestGate"]
+__all__ = ["PARTY_KINDS", "TERMS", "AgreedChannel", "ManifestGate"]
 
 KIND = "manifest"
+TERMS = "terms"  # name of the value by which the gate tells its party, at a hello, what was signed
 # What `SplitServer`, the shelf of weights, and `dpdl split serve` answer.
 PARTY_KINDS = ("hello", "probe", "step", "infer", "finish", "put weights", "get weights", "bye")
 _TEXT = "manifest"  # name of the value that has the signed manifest, or of later requests its digest
@@ -92,14 +97,15 @@ class ManifestGate:
         """
         told = packet.header.get(_TEXT)
         if packet.kind == KIND:
-            party = refuse_other_terms(self._signed, told, self._keys)
+            session = _session(packet.header)
+            party = refuse_other_terms(self._signed, told, self._keys, session=session)
             if peer not in ("", party):
                 raise ManifestError(
                     f"'{peer}', as its certificate says, shows a manifest that '{party}' has signed. Each party signs "
                     "with a key of its own, under the name of its certificate."
                 )
-            self._agree(peer, packet.header.get("session"))
-            return Packet(kind=KIND, header={_TEXT: self._signed.to_json()})
+            self._agree(peer, session)
+            return Packet(kind=KIND, header={_TEXT: self._signed.in_session(session).to_json()})
         if told != self._digest:
             raise ManifestError(
                 f"A request '{packet.kind}' names the manifest {str(told)[:12]}, and the run of "
@@ -111,10 +117,12 @@ class ManifestGate:
                 f"shown a signed manifest to '{self._signed.party}'. Begin another session: "
                 "AgreedChannel shows the manifest first."
             )
-        header = {name: value for name, value in packet.header.items() if name != _TEXT}
+        header = {name: value for name, value in packet.header.items() if name not in (_TEXT, TERMS)}
+        if packet.kind == "hello":
+            header[TERMS] = self._signed.manifest.to_json()  # so that the party compares it with what it will do
         return self._handler(Packet(kind=packet.kind, header=header, tensors=packet.tensors))
 
-    def _agree(self, peer: str, session: Value) -> None:
+    def _agree(self, peer: str, session: str) -> None:
         with self._lock:
             self._agreed.add((peer, session))
             if self._path is not None:
@@ -151,7 +159,12 @@ class AgreedChannel:
         self._signed = signed
         self._digest = signed.manifest.digest
         self._keys = dict(keys)
-        self._agreed: set[object] = set()
+        self._agreed: set[str] = set()
+
+    @property
+    def terms(self) -> Manifest:
+        """What this party has signed."""
+        return self._signed.manifest
 
     @property
     def bytes_sent(self) -> int:
@@ -172,11 +185,11 @@ class AgreedChannel:
             ManifestError: the other party has other terms, or signs with another key. The request was not sent.
             ChannelError, PrivacyError: as the channel.
         """
-        session = header.get("session")
+        session = _session(header)
         if session not in self._agreed:
-            terms = {"session": session, "step": 0, _TEXT: self._signed.to_json()}
+            terms: dict[str, Value] = {"session": session, "step": 0, _TEXT: self._signed.in_session(session).to_json()}
             reply = self._channel.request(KIND, terms, {}, timeout=timeout)
-            refuse_other_terms(self._signed, reply.header.get(_TEXT), self._keys)
+            refuse_other_terms(self._signed, reply.header.get(_TEXT), self._keys, session=session)
             self._agreed.add(session)
         return self._channel.request(kind, {**header, _TEXT: self._digest}, tensors, timeout=timeout)
 
@@ -185,11 +198,18 @@ class AgreedChannel:
         self._channel.close()
 
 
-def refuse_other_terms(mine: SignedManifest, told: Value, keys: Mapping[str, Ed25519PublicKey]) -> str:
+def _session(header: Mapping[str, Value]) -> str:
+    session = header.get("session")
+    if not isinstance(session, str):
+        raise ManifestError(f"A request names its session, a text, so that it can be signed for; got {session!r}.")
+    return session
+
+
+def refuse_other_terms(mine: SignedManifest, told: Value, keys: Mapping[str, Ed25519PublicKey], *, session: str) -> str:
     """Compare what another party sent with our own manifest; who has signed it.
 
     Raises:
-        ManifestError: it is no manifest, signed by nobody that we know, by us, or of other terms.
+        ManifestError: it is no manifest, signed by nobody that we know, by us, for another session, or of other terms.
     """
     if not isinstance(told, str):
         raise ManifestError(f"A signed manifest was expected, got {type(told).__name__}.")
@@ -199,5 +219,5 @@ def refuse_other_terms(mine: SignedManifest, told: Value, keys: Mapping[str, Ed2
             f"A manifest is signed by '{theirs.party}', and '{mine.party}' has keys of {sorted(keys)}. Copy the "
             "party's .signing.pub file here."
         )
-    agree(mine.manifest, theirs.verified(keys[theirs.party]))
+    agree(mine.manifest, theirs.verified(keys[theirs.party], session=session))
     return theirs.party

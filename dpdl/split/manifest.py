@@ -1,6 +1,6 @@
 """What the parties of a split run agree on before anything private is sent: all that a claim depends on.
 
-    mine = Manifest(topology="vanilla", ...)
+    mine = manifest_of(graph, plan, topology="vanilla", rows=rows, deltas=deltas)  # `dpdl.split.manifest_of_run`
     signed = mine.sign(read_private_key("certificates/client.signing.key"), party="client")
     theirs = SignedManifest.from_json(text).verified(read_public_key("certificates/server.signing.pub"))
     agree(mine, theirs)
@@ -20,20 +20,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from dpdl.errors import ManifestError
 from dpdl.plan import Sampling
 from dpdl.split.cut_release import CutMode
 from dpdl.split.manifest_fields import make_float, numbers, refuse_other_than, refuse_other_than_texts
+from dpdl.split.signing_keys import read_private_key, read_public_key
 
 __all__ = [
     "CutTerms",
@@ -42,6 +40,7 @@ __all__ = [
     "ReleaseTerms",
     "SignedManifest",
     "agree",
+    "differences",
     "read_private_key",
     "read_public_key",
 ]
@@ -223,7 +222,7 @@ class Manifest:
         schema = told.pop("schema", None)
         if schema != _SCHEMA:
             raise ManifestError(f"A manifest must be of {_SCHEMA}, got {schema!r}. Use the same dpdl at both parties.")
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         if set(told) != known:
             odd = sorted(set(told) ^ known)
             raise ManifestError(f"A manifest must have the fields {sorted(known)}; {odd} are missing or unknown.")
@@ -244,28 +243,44 @@ class Manifest:
         """SHA-256 of the canonical JSON, 64 hexadecimal digits: what to call the run by."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def sign(self, key: Ed25519PrivateKey, *, party: str) -> SignedManifest:
-        """This manifest, as a party stands for it."""
-        return SignedManifest(manifest=self, party=party, signature=key.sign(_signed_bytes(self, party)).hex())
+    def sign(self, key: Ed25519PrivateKey, *, party: str, session: str = "") -> SignedManifest:
+        """This manifest, as a party stands for it; what is returned keeps the key, to sign for each session anew."""
+        signature = key.sign(_signed_bytes(self, party, session)).hex()
+        return SignedManifest(manifest=self, party=party, session=session, signature=signature, key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignedManifest:
-    """A manifest with the name and the signature of one party.
+    """A manifest with the name and the signature of one party, for one session.
 
     Attributes:
         manifest: the terms.
         party: who signed.
-        signature: Ed25519 of the terms and the party, hexadecimal.
+        session: the one it was signed for; shown in another one, it counts for nothing.
+        signature: Ed25519 of the terms, the party and the session, hexadecimal.
+        key: that it was made with; None at everybody but the party. **Private**, and not in `to_json`.
     """
 
     manifest: Manifest
     party: str
     signature: str
+    session: str = ""
+    key: Ed25519PrivateKey | None = field(default=None, repr=False, compare=False)
+
+    def in_session(self, session: str) -> SignedManifest:
+        """Signed anew, for one session.
+
+        Raises:
+            ManifestError: it is another party's, who alone has the key.
+        """
+        if self.key is None:
+            raise ManifestError(f"The manifest of '{self.party}' came without its key. Make yours with Manifest.sign.")
+        return self.manifest.sign(self.key, party=self.party, session=session)
 
     def to_json(self) -> str:
         """To be sent to the other party."""
-        return _canonical({"manifest": self.manifest.to_json(), "party": self.party, "signature": self.signature})
+        told = {name: getattr(self, name) for name in ("party", "session", "signature")}
+        return _canonical({"manifest": self.manifest.to_json(), **told})
 
     @classmethod
     def from_json(cls, text: str) -> SignedManifest:
@@ -275,18 +290,26 @@ class SignedManifest:
             ManifestError: it is not one.
         """
         told = _object(text)
-        if set(told) != {"manifest", "party", "signature"} or not all(isinstance(v, str) for v in told.values()):
-            raise ManifestError("A signed manifest must have manifest, party and signature, all of them texts.")
-        return cls(manifest=Manifest.from_json(told["manifest"]), party=told["party"], signature=told["signature"])
+        known = {"manifest", "party", "session", "signature"}
+        if set(told) != known or not all(isinstance(value, str) for value in told.values()):
+            raise ManifestError(
+                "A signed manifest must have manifest, party, session and signature, all of them texts."
+            )
+        return cls(**{**told, "manifest": Manifest.from_json(told["manifest"])})
 
-    def verified(self, key: Ed25519PublicKey) -> Manifest:
-        """The manifest, if the owner of that key has signed it under that name.
+    def verified(self, key: Ed25519PublicKey, *, session: str = "") -> Manifest:
+        """The manifest, if the owner of that key has signed it under that name, for that session.
 
         Raises:
-            ManifestError: the signature is of another key, party or manifest.
+            ManifestError: the signature is of another key, party, session or manifest.
         """
+        if self.session != session:
+            raise ManifestError(
+                f"The manifest that came from '{self.party}' was signed for the session {self.session!r}, and this is "
+                f"{session!r}: somebody shows an old one. The party signs for each session anew."
+            )
         try:
-            key.verify(bytes.fromhex(self.signature), _signed_bytes(self.manifest, self.party))
+            key.verify(bytes.fromhex(self.signature), _signed_bytes(self.manifest, self.party, session))
         except (InvalidSignature, ValueError) as error:
             raise ManifestError(
                 f"The manifest that came from '{self.party}' is not signed by the key that we have of it. Compare the "
@@ -296,60 +319,39 @@ class SignedManifest:
 
 
 def agree(mine: Manifest, theirs: Manifest) -> None:
-    """Compare two manifests.
+    """Compare two manifests, all fields of them, and digits to the last bit.
+
+    Args:
+        mine: this party's, made from its own run (`manifest_of`).
+        theirs: the other party's, whose signature was checked (`SignedManifest.verified`).
+
+    Guarantee:
+        Both name the same terms. That a party does as it says is not looked at here: each holds its own run against
+        what it has signed when parties greet each other (`dpdl.split.agreed_terms`).
 
     Raises:
         ManifestError: they differ; every field that does is named, with both values.
     """
-    ours, others = dict(_leaves(asdict(mine))), dict(_leaves(asdict(theirs)))
-    nothing = "nothing"
-    differing = [
-        f"{name}: {ours.get(name, nothing)!r} here, {others.get(name, nothing)!r} there"
-        for name in sorted(set(ours) | set(others))
-        if name not in ours or name not in others or ours[name] != others[name]
-    ]
-    if differing:
+    if differing := differences(mine, theirs, "here", "there"):
         raise ManifestError(
             f"The two parties do not agree on the run. {'; '.join(differing)}. Nothing was sent; give both the same."
         )
 
 
-def read_private_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
-    """A party's own signing key, from its PEM file.
-
-    Raises:
-        ManifestError: it is not there, or not such a key.
-    """
-    try:
-        key = serialization.load_pem_private_key(Path(path).read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ManifestError(f"There is no signing key at {path} ({error}). {_MAKE}") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ManifestError(f"{path} is a key of another kind than Ed25519. {_MAKE}")
-    return key
+def differences(one: Manifest, other: Manifest, here: str, there: str) -> list[str]:
+    """Every field that is not the same in two manifests, with both values and where each of them is."""
+    ours, others = dict(_leaves(asdict(one))), dict(_leaves(asdict(other)))
+    nothing = "nothing"
+    return [
+        f"{name}: {ours.get(name, nothing)!r} {here}, {others.get(name, nothing)!r} {there}"
+        for name in sorted(set(ours) | set(others))
+        if name not in ours or name not in others or ours[name] != others[name]
+    ]
 
 
-def read_public_key(path: str | os.PathLike[str]) -> Ed25519PublicKey:
-    """The other party's key to verify with, from its PEM file.
-
-    Raises:
-        ManifestError: it is not there, or not such a key.
-    """
-    try:
-        key = serialization.load_pem_public_key(Path(path).read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise ManifestError(f"There is no public key at {path} ({error}). {_MAKE}") from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise ManifestError(f"{path} is a key of another kind than Ed25519. {_MAKE}")
-    return key
-
-
-_MAKE = "Make keys with: dpdl split certificates"
-
-
-def _signed_bytes(manifest: Manifest, party: str) -> bytes:
+def _signed_bytes(manifest: Manifest, party: str, session: str) -> bytes:
     """With the schema in front, so that no signature of anything else can pass for this."""
-    return f"{_SCHEMA} of {len(party)} {party}\n{manifest.to_json()}".encode()
+    return f"{_SCHEMA} of {len(party)} {party} in {len(session)} {session}\n{manifest.to_json()}".encode()
 
 
 def _canonical(value: Any) -> str:

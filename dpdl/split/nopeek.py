@@ -103,6 +103,8 @@ class NoPeekOutlet:
         ParameterError: the plan promises differential privacy.
     """
 
+    mixes_rows = True  # the penalty compares them: a party refuses this outlet under any plan with noise
+
     def __init__(
         self, no_peek: NoPeek, *, inputs: Callable[[Tensor], Tensor], plan: PrivacyPlan, party: str = "client"
     ) -> None:

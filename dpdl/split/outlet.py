@@ -7,7 +7,8 @@ An `Outlet` is asked once for everything that one party sends in one step under 
 and all of them get the same rows. Without one, rows leave as they are (`as_they_are`). Probes with made-up rows go
 past it, since they have nothing to protect and no budget to spend.
 
-A door that keeps account is a `KeptOutlet`: the party binds it to each run, and saves and loads its state with its own.
+One whose gradients compare the rows of a batch says so (`MixingOutlet`), and is refused beside noise. A door that
+keeps account is a `KeptOutlet`: the party binds it to each run, and saves and loads its state with its own.
 
 Not among what it is asked about: the norms and weights of joint clipping, row numbers, and how many rows there are.
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 from dpdl.split.clip import Clip
 from dpdl.split.graph import SplitGraph
 
-__all__ = ["Departed", "KeptOutlet", "Leaving", "Outlet", "as_they_are"]
+__all__ = ["Departed", "KeptOutlet", "Leaving", "MixingOutlet", "Outlet", "as_they_are"]
 
 Content = Literal["activations", "gradients", "labels", "predictions"]
 Purpose = Literal["train", "infer"]
@@ -70,6 +71,9 @@ class Departed:
     pull_back: Callable[[Tensor], Tensor] | None = None
 
 
+# What a door is: asked once for all that a party sends in one step under one name, rows [N, ...] of one record each,
+# and answers with rows of the same shape, which leave instead. What it promises of them is its own affair: a
+# `ReleaseDoor` accounts for it, any other is taken to promise nothing, and reports say so.
 Outlet = Callable[[Leaving], Departed]
 
 
@@ -88,6 +92,16 @@ class KeptOutlet(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remember what `state_dict` returned, beside what is known here."""
+
+
+@runtime_checkable
+class MixingOutlet(Protocol):
+    """An `Outlet` that says whether its `pull_back` lets rows meet: no plan with noise holds then."""
+
+    mixes_rows: bool
+
+    def __call__(self, leaving: Leaving) -> Departed:
+        """What leaves instead."""
 
 
 def as_they_are(leaving: Leaving) -> Departed:

@@ -23,7 +23,7 @@ from dpdl.ledger import Ledger
 from dpdl.ledger_file import LedgerFile
 from dpdl.noise.gaussian import gaussian_mechanism
 from dpdl.plan import PrivacyPlan
-from dpdl.private import _private_parameters as _held
+from dpdl.private import private_parameters
 from dpdl.run_state import RunState
 from dpdl.secure_random import RandomStream
 from dpdl.split.client_run import Client, begun_run
@@ -33,7 +33,8 @@ from dpdl.split.columns import Columns
 from dpdl.split.door import ReleaseDoor
 from dpdl.split.flow import Kit
 from dpdl.split.graph import SplitGraph
-from dpdl.split.outlet import KeptOutlet, Outlet, as_they_are
+from dpdl.split.manifest import Manifest
+from dpdl.split.outlet import KeptOutlet, MixingOutlet, Outlet, as_they_are
 from dpdl.split.part_run import PartRunner
 from dpdl.split.row_loss import RowLoss
 
@@ -81,6 +82,7 @@ class Party:
         seed = self.execution.insecure_seed
         self._randomness = RandomStream.from_os() if seed is None else RandomStream.from_insecure_seed(seed)
         self._clients: dict[str, Client] = {}
+        self.terms: dict[str, Manifest] = {}  # what was signed, by client: rows are to be shaped so
         self.took_weights = False  # from outside: of what they know, only the ledger can tell
         self._refuse_settings_that_do_not_fit(outlet)
         self._refuse_missing_modules()
@@ -99,7 +101,7 @@ class Party:
             trainable=self.trainable,
             outlet=outlet or as_they_are,
         )
-        _held.update({id(p): p for part in own for p in self.trainable(part.name).values()})
+        private_parameters.update({id(p): p for part in own for p in self.trainable(part.name).values()})
 
     # ── what it has ─────────────────────────────────────────────────────────────────────────────────
 
@@ -146,8 +148,8 @@ class Party:
     def _copy_weights(self, weights: Mapping[str, Tensor]) -> None:
         for part in self.graph.parts:
             if part.module is not None:
-                mine = {n.removeprefix(f"{part.name}/"): t for n, t in weights.items() if n.startswith(f"{part.name}/")}
-                part.module.load_state_dict(mine)
+                of = f"{part.name}/"
+                part.module.load_state_dict({n.removeprefix(of): t for n, t in weights.items() if n.startswith(of)})
 
     def _refuse_weights(self, weights: Mapping[str, Tensor]) -> None:
         own = self.weights()
@@ -190,12 +192,18 @@ class Party:
         """Be ready to train with a client under a plan.
 
         Raises:
-            ParameterError: the clip is not the plan's.
+            ParameterError: the clip is not the plan's; or the plan has noise, and the door lets rows meet.
             LedgerError: the ledger is of another neighbouring relation.
         """
         if not isinstance(plan, PrivacyPlan):
             raise ParameterError(f"plan must be a PrivacyPlan, got {type(plan).__name__}.")
         chosen = clip_for(self.graph, plan, clip)
+        if plan.noise_multiplier and isinstance(self.kit.outlet, MixingOutlet) and self.kit.outlet.mixes_rows:
+            raise ParameterError(
+                f"The door of '{self.name}' compares the rows of a batch ({type(self.kit.outlet).__name__}), so that "
+                f"clipping row by row bounds nothing, and the plan for '{client}' has noise_multiplier "
+                f"{plan.noise_multiplier:g}: its epsilon would be wrong. Train without this door, or without noise."
+            )
         if isinstance(outlet := self.kit.outlet, KeptOutlet):
             outlet.bind(self.graph, self.name, clip=chosen, noise_multiplier=plan.noise_multiplier)
         run = begun_run(
@@ -332,9 +340,7 @@ class Party:
                 raise ParameterError(f"Part '{part.name}' is with '{self.name}', but has no module there. Give it one.")
         for head in self.graph.heads:
             if head.party == self.name and head.loss_fn is None:
-                raise ParameterError(
-                    f"Head '{head.name}' is with '{self.name}', but has no loss_fn there. Give it one."
-                )
+                raise ParameterError(f"Head '{head.name}' is with '{self.name}' and has no loss_fn there. Give it one.")
 
     def _refuse_wrong_columns(self) -> None:
         needed, given = set(self.owns_columns(labels=True)), set(self.columns.names if self.columns else ())
@@ -365,7 +371,7 @@ class Party:
                         f"parts that train ({list(self.trained_parts)}), so nothing would clip it. Build the optimizer "
                         "from their parameters."
                     )
-                if _held.get(id(p)) is p:
+                if private_parameters.get(id(p)) is p:
                     raise WrapError(
                         f"A parameter of part '{own[id(p)]}' is trained by another split run already, which would not "
                         "know what this one spends. Go on with that one, or start anew with copy.deepcopy."

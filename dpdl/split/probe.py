@@ -31,6 +31,8 @@ __all__ = ["ProbeResult", "Send", "probe_rows"]
 # Given rows [n, *shape] and their labels [n] (None without classes): the gradient of the summed loss, row by row.
 Send = Callable[[Tensor, Tensor | None], Tensor]
 
+_ATTEMPTS = 3  # made-up batches of which one has to show gradients
+
 # Differences below this part of the largest gradient are the kernels' rounding; the effect of one of eight rows on the
 # others through a batch's statistics is a part in ten.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -43,13 +45,10 @@ class ProbeResult:
     Attributes:
         batches: made-up batches sent.
         difference: the largest change of another row's gradient, over the largest gradient.
-        conclusive: whether there were gradients at all: those of a head that starts at zero are zero, and show nothing.
-            Probe again after some steps.
     """
 
     batches: int
     difference: float
-    conclusive: bool
 
 
 def probe_rows(
@@ -82,7 +81,8 @@ def probe_rows(
     Raises:
         ExampleMixingError: another row's gradient moved, or answers differ for the same batch.
         LossError: gradients shrink with the batch: the loss is a mean.
-        ModelError: what came back is not a finite gradient for each row.
+        ModelError: what came back is not a finite gradient for each row, or is zero whatever was sent, which shows
+            nothing.
         ParameterError: an argument is out of range.
     """
     if rows < 4 or not scale > 0 or dtype not in _TOLERANCE:
@@ -91,8 +91,11 @@ def probe_rows(
         )
     made = _MadeUp(shape, classes, scale, dtype, (stream or RandomStream.from_os()).child("probe"), number)
     asked = _Asked(send)
-    batch, labels = made.rows(rows), made.labels(rows)
-    first = asked(batch, labels)
+    for _ in range(_ATTEMPTS):
+        batch, labels = made.rows(rows), made.labels(rows)
+        first = asked(batch, labels)
+        if _with_gradients(first) > 1:
+            break
     size = first.abs().max().item()
     bound = _TOLERANCE[dtype] * size
     if (again := (asked(batch, labels) - first).abs().max().item()) > bound:
@@ -120,7 +123,18 @@ def probe_rows(
             )
         largest = max(largest, moved)
     _refuse_means(asked, batch, labels, first, bound)
-    return ProbeResult(batches=asked.count, difference=largest / size if size else 0.0, conclusive=size > 0)
+    if _with_gradients(first) <= 1:  # at the end: where only the batch's worst row has one, the halves have told
+        raise ModelError(
+            f"The other side's gradients of {_ATTEMPTS} batches of made-up rows are zero in all rows but one at most. "
+            "Zero stays zero whatever rows do to each other, so this shows nothing. A head whose weights start at zero "
+            "sends nothing back: start it from small random ones."
+        )
+    return ProbeResult(batches=asked.count, difference=largest / size)
+
+
+def _with_gradients(rows: Tensor) -> int:
+    """How many rows' gradients are not zero."""
+    return int(rows.flatten(1).any(1).sum())
 
 
 def _refuse_means(asked: _Asked, batch: Tensor, labels: Tensor | None, first: Tensor, bound: float) -> None:

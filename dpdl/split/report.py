@@ -27,7 +27,16 @@ from dpdl.split.labels import MemoizedRandomizedResponse
 from dpdl.split.part_training import PartTraining
 from dpdl.split.sighting import Sighting, claim_of
 
-__all__ = ["ADVERSARIES", "GradientsReturned", "RowsSent", "SplitFacts", "save_report", "split_report"]
+__all__ = [
+    "ADVERSARIES",
+    "SEED_GIVEN",
+    "SEED_UNKNOWN",
+    "GradientsReturned",
+    "RowsSent",
+    "SplitFacts",
+    "save_report",
+    "split_report",
+]
 
 CONSUMERS, SERVER, OTHERS = "model consumers", "server", "other clients"
 LABEL_HOLDER, FEATURE_HOLDER = "label holder", "feature holder"
@@ -35,6 +44,8 @@ ADVERSARIES = (CONSUMERS, SERVER, OTHERS, LABEL_HOLDER, FEATURE_HOLDER)
 
 _NOTHING = Composed(())
 _ROW_WISE = "the other parties' parts and losses treat examples one by one"
+SEED_GIVEN = "an insecure seed was given: whoever knows it can subtract all noise"
+SEED_UNKNOWN = "nobody knows the insecure seed that was given: whoever does can remove the noise"
 _HONEST = "every party adds its noise and keeps to its clipping norm"
 _NAMES = "row numbers stay with their records"
 _AS_TOLD = "parts that rows go through change as their door was told: no run has compared it"
@@ -91,7 +102,8 @@ class SplitFacts:
         vertical: whether several feature holders have columns of the same records, agreed by number.
         probes: how many row-independence probes were answered well (`probe_rows`).
         unprotected: what else left as it was, in words: "validation loss, 12 times".
-        secure: whether nobody knows the seeds of noise and sampling.
+        secure: whether nobody knows the seeds of noise and sampling, the door's among them; otherwise every claim
+            assumes that nobody does.
     """
 
     rows: RowsSent
@@ -135,6 +147,13 @@ def split_report(facts: SplitFacts, *, delta: float, title: str = "Split run") -
     Returns:
         A claim, or NO GUARANTEE, for each adversary that there is: a feature holder apart from the label holder only
         with `returned`.
+
+    Guarantee:
+        Each epsilon is an upper bound if what the claim `assumes` holds and the facts are so.
+
+    Raises:
+        ParameterError: what one adversary sees of one unit is accounted under several relations; or delta is out of
+            range.
     """
     claims = [
         *_against_consumers(facts, delta),
@@ -143,6 +162,8 @@ def split_report(facts: SplitFacts, *, delta: float, title: str = "Split run") -
         *_against_label_holder(facts, delta),
         *_against_feature_holder(facts, delta),
     ]
+    if not facts.secure:
+        claims = [replace(c, assumes=(*c.assumes, SEED_UNKNOWN)) if c.guaranteed else c for c in claims]
     there = tuple(name for name in ADVERSARIES if any(claim.against == name for claim in claims))
     return AdversaryReport(
         title=title,
@@ -305,7 +326,7 @@ def _labels(facts: SplitFacts, by: str, *, unit: str) -> Sighting:
 
 
 def _notes(facts: SplitFacts) -> tuple[str, ...]:
-    notes = [] if facts.secure else ["an insecure seed was given: whoever knows it can subtract all noise"]
+    notes = [] if facts.secure else [SEED_GIVEN]
     if facts.dp_sgd is not None and facts.rows.release is None:
         notes.append("noise on weights says nothing of activations: whoever receives those can try to invert them")
     if facts.rows.release is not None:

@@ -44,7 +44,12 @@ class RowCache:
     Args:
         path: the file, made if there is none; None to keep it in memory.
 
-    It belongs to one release and one encoder from its first use on.
+    It belongs to one release and one encoder from its first use on: with others it raises (`belong_to`), since the same
+    row would be noised anew.
+
+    Guarantee:
+        A row that is in the file never gets a second draw, whichever process asks, and whenever one is killed. In
+        memory that holds for the process alone, and a lost file is another release of every row.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:

@@ -23,7 +23,8 @@ from dpdl.execution import Execution
 from dpdl.ledger import Ledger
 from dpdl.ledger_file import LedgerFile
 from dpdl.plan import PrivacyPlan
-from dpdl.split.begin import PROBE_ROWS, begin_walk, refuse_rows_that_meet
+from dpdl.split.agreed_terms import hold_to
+from dpdl.split.begin import PROBE_ROWS, begin_walk
 from dpdl.split.channel import Channel, Packet, Value
 from dpdl.split.claims_of_run import report_of_run
 from dpdl.split.client_run import Client
@@ -32,8 +33,11 @@ from dpdl.split.columns import Columns
 from dpdl.split.drivers import default_driver
 from dpdl.split.flow import Address, WalkKind
 from dpdl.split.graph import SplitGraph
+from dpdl.split.handshake import TERMS, AgreedChannel
+from dpdl.split.manifest import Manifest
 from dpdl.split.outlet import Outlet
 from dpdl.split.party import Party
+from dpdl.split.probe_evidence import Seen, compared_probe
 from dpdl.split.walk import KINDS, ROWS, WEIGHTS, Peers, Walk, refuse_wrong_reply
 
 __all__ = ["DEFAULT_TIMEOUT", "SplitServer"]
@@ -48,7 +52,7 @@ class _Session:
 
     client: Client
     last: dict[WalkKind, int] = field(default_factory=dict)
-    before: dict[str, Tensor] | None = None  # gradients of the probe with nothing exchanged
+    before: Seen | None = None  # the probe with nothing exchanged
 
 
 @final
@@ -156,6 +160,8 @@ class SplitServer:
                 f"'{packet.header.get('sender')}' and '{self.party.name}' have not agreed on the same run for client "
                 f"'{client.name}': graph, driver, plan and clip must be the same at all parties. Compare them."
             )
+        if isinstance(terms := packet.header.get(TERMS), str):  # from the gate in front
+            hold_to(self.party, client, Manifest.from_json(terms))
         say_hello(self.party, self._peers, client, session)
         self._sessions.setdefault(session, _Session(client=client))
         return Packet(kind=packet.kind)
@@ -236,7 +242,7 @@ class SplitServer:
 
     def _look_at_probe(self, walk: Walk, session: _Session) -> None:
         if walk.address.kind == "probe" and walk.flow.finished:
-            session.before = compared_probe(walk, session.before)
+            session.before, _ = compared_probe(walk, session.before)
 
 
 def refuse_over(party: Party, session: _Session, address: Address, *, again: bool) -> None:
@@ -250,20 +256,6 @@ def refuse_over(party: Party, session: _Session, address: Address, *, again: boo
             f"{KINDS[address.kind].capitalize()} {address.number} of this session is over at '{party.name}'. A step is "
             "taken once: go on with the next one."
         )
-
-
-def compared_probe(walk: Walk, before: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """A finished probe beside the one before it: what the next one is compared with.
-
-    Raises:
-        ExampleMixingError: rows meet behind a cut.
-    """
-    if walk.exchanged < 0:
-        return walk.flow.received
-    if before is None:
-        raise StepError("A probe with an exchanged row came before the one without. Begin with a hello.")
-    refuse_rows_that_meet(walk.party.name, before, walk.flow.received, exchanged=walk.exchanged)
-    return before
 
 
 def peers_of(party: Party, channels: Mapping[str, Channel], timeout: float) -> Peers:
@@ -285,8 +277,12 @@ def say_hello(party: Party, peers: Peers, client: Client, session: str) -> None:
     """Greet those that a party asks, and so everybody further away.
 
     Raises:
-        ManifestError, ChannelError: somebody has agreed on something else, or does not answer.
+        ManifestError, ChannelError: somebody has agreed on something else, or does not answer; or this party has signed
+            another run than this one.
     """
+    for channel in peers.channels.values():
+        if isinstance(channel, AgreedChannel):
+            hold_to(party, client, channel.terms)
     for child, channel in peers.channels.items():
         header: dict[str, Value] = {
             "session": session,

@@ -27,6 +27,9 @@ class MutualTLS:
         certificate: this party's.
         key: its private key.
         server_name: what the server's certificate is made out to, if that is not what the client connects to.
+
+    Nothing is read before a connection is made; `read` raises ChannelError where a file is missing, is no longer good,
+    or is a private key that everybody may read.
     """
 
     authority: Path

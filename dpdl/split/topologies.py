@@ -22,10 +22,23 @@ HEAD = "loss"
 
 
 class ColumnJoin(nn.Module):
-    """Puts its inputs side by side along axis 1, row by row."""
+    """Puts its inputs side by side along axis 1, row by row: what joins the feature holders' activations.
+
+    Has no parameters, draws nothing, and keeps rows apart: row i of the result is made of the rows i of its inputs.
+    """
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """[N, a, ...], [N, b, ...], ... to [N, a + b + ..., ...]."""
+        """Join.
+
+        Args:
+            inputs: shapes [N, a, ...], [N, b, ...], ..., alike but in axis 1.
+
+        Returns:
+            Shape [N, a + b + ..., ...], in the order of the inputs.
+
+        Raises:
+            RuntimeError: other axes differ.
+        """
         return torch.cat(inputs, dim=1)
 
 
@@ -46,6 +59,16 @@ def chain(
         parties: one for each module.
         x, y: columns of data and labels.
         labels_of: who owns the labels; by default the last party.
+
+    Returns:
+        The graph. In a step activations [N, ...] of each part go to the next party and gradients of the same shape come
+        back; labels [N] cross if they are not the last party's own.
+
+    Raises:
+        ParameterError: not one party for each module, or as `SplitGraph`.
+
+    Source:
+        arXiv:1812.00564, figure 2c (multi-hop).
     """
     if len(parties) != len(modules) or not modules:
         raise ParameterError(f"parties names one party for each of {len(modules)} modules, got {list(parties)}.")
@@ -69,7 +92,28 @@ def vanilla(
     y: str = "y",
     labels_of: str | None = None,
 ) -> SplitGraph:
-    """The client's part, then the server's; labels are sent to the server (or are its own: `labels_of=server`)."""
+    """The client's part, then the server's, who computes the loss; labels are sent to it, or are its own.
+
+    Args:
+        bottom: the client's part: rows of column x to activations [N, ...]. None where it is not known here.
+        top: the server's part: those activations to outputs. None likewise.
+        loss_fn: (outputs [N, ...], labels [N, ...]) to the *sum* over rows, or [N] losses; None likewise.
+        client, server: what the parties are called.
+        x, y: columns of data and labels.
+        labels_of: who owns the labels; by default the client, who sends them in clear where no door flips them.
+
+    Returns:
+        The graph of parts "bottom" and "top", cut in between: one round trip a step.
+
+    Guarantee:
+        None by itself: activations and labels leave as they are. `ReleaseDoor` protects them, DP-SGD the weights.
+
+    Raises:
+        ParameterError, ModelError: as `SplitGraph`.
+
+    Source:
+        Gupta and Raskar, 2018, arXiv:1810.06060, section 3; arXiv:1812.00564, figure 1a.
+    """
     parts = (
         Part(name="bottom", module=bottom, party=client, inputs=(x,)),
         Part(name="top", module=top, party=server, inputs=("bottom",)),
@@ -89,7 +133,29 @@ def u_shaped(
     x: str = "x",
     y: str = "y",
 ) -> SplitGraph:
-    """The first and the last part are the client's, and so are labels and loss; the server has the middle."""
+    """The first and the last part are the client's, and so are labels and loss; the server has the middle.
+
+    Args:
+        bottom: rows of column x to activations [N, ...], at the client. None where it is not known here.
+        middle: those to others, at the server. None likewise.
+        top: those to outputs, at the client. None likewise.
+        loss_fn: (outputs [N, ...], labels [N, ...]) to the *sum* over rows, or [N] losses; None likewise.
+        client, server: what the parties are called.
+        x, y: columns of data and labels, both the client's.
+
+    Returns:
+        The graph of parts "bottom", "middle" and "top": two round trips a step.
+
+    Guarantee:
+        None by itself. Labels never leave, but the gradient of "middle"'s output, which does, tells them: a second
+        release (`GradientRelease`) beside the activations'.
+
+    Raises:
+        ParameterError, ModelError: as `SplitGraph`.
+
+    Source:
+        arXiv:1812.00564, figure 1b (without label sharing).
+    """
     parts = (
         Part(name="bottom", module=bottom, party=client, inputs=(x,)),
         Part(name="middle", module=middle, party=server, inputs=("bottom",)),
@@ -113,7 +179,22 @@ def vertical(
     Args:
         bottoms: party to its part, which reads the column "x of <party>".
         top: takes the bottoms' outputs side by side along axis 1, in order.
+        loss_fn: (outputs [N, ...], labels [N, ...]) to the *sum* over rows, or [N] losses; at the server.
+        server: who joins, and computes the loss.
+        y: column of labels.
         labels_of: who owns the labels; by default the server.
+
+    Returns:
+        The graph of parts "bottom of <party>", "join" and "top". Row n of every column is the same record.
+
+    Guarantee:
+        None by itself; parties that get gradients learn of each other's columns of the same records: reports say so.
+
+    Raises:
+        ParameterError, ModelError: as `SplitGraph`.
+
+    Source:
+        arXiv:1812.00564, figure 1c (vertically partitioned data).
     """
     parts = (
         *_bottoms(bottoms),
@@ -135,7 +216,30 @@ def extended(
     y: str = "y",
     labels_of: str | None = None,
 ) -> SplitGraph:
-    """As `vertical`, with another client's part between the join and the server."""
+    """As `vertical`, with another client's part between the join and the server.
+
+    Args:
+        bottoms: party to its part, which reads the column "x of <party>".
+        middle: takes the bottoms' outputs side by side along axis 1, in order; at `between`.
+        top: takes the middle's output; at the server.
+        loss_fn: (outputs [N, ...], labels [N, ...]) to the *sum* over rows, or [N] losses; at the server.
+        between: who joins, and holds the middle.
+        server: who computes the loss.
+        y: column of labels.
+        labels_of: who owns the labels; by default the server.
+
+    Returns:
+        The graph of parts "bottom of <party>", "join", "middle" and "top".
+
+    Guarantee:
+        None by itself, as `vertical`; `between` sees the feature holders' rows.
+
+    Raises:
+        ParameterError, ModelError: as `SplitGraph`.
+
+    Source:
+        arXiv:1812.00564, figure 2a (extended vanilla).
+    """
     parts = (
         *_bottoms(bottoms),
         Part(name="join", module=ColumnJoin(), party=between, inputs=_names(bottoms), trains=False),
@@ -157,8 +261,23 @@ def multi_task(
     """Several label holders, each with a part and a loss of its own on the same client's output.
 
     Args:
+        bottom: the client's part, whose output [N, ...] all label holders get.
         tops: party to its part; its labels are the column "y of <party>".
-        loss_fns: party to its loss.
+        loss_fns: party to its loss, (outputs, labels) to the *sum* over rows, or [N] losses.
+        client: who has the data.
+        x: column of data.
+
+    Returns:
+        The graph; gradients that come back are added up, so that a record's gradient is clipped once, as the sum.
+
+    Guarantee:
+        None by itself; label holders get the same rows, and share one account of a door.
+
+    Raises:
+        ParameterError, ModelError: as `SplitGraph`.
+
+    Source:
+        arXiv:1812.00564, figure 2b (multi-task output, there with vertically partitioned input).
     """
     parts = [Part(name="bottom", module=bottom, party=client, inputs=(x,))]
     parts += [Part(name=f"top of {p}", module=m, party=p, inputs=("bottom",)) for p, m in tops.items()]

@@ -44,6 +44,10 @@ class WeightShelf:
 
     Args:
         weights: to begin with; None if somebody has to leave some first.
+
+    Guarantee:
+        None by itself. Weights of clients that train under a plan with noise are differentially private, and so is what
+        is kept here; without noise whoever holds the shelf can try to invert them.
     """
 
     def __init__(self, weights: Mapping[str, Tensor] | None = None) -> None:

@@ -175,3 +175,15 @@ def test_what_does_not_fit_is_refused() -> None:
         outlet(leaving(torch.ones(5, 4), None))
     with pytest.raises(ParameterError, match="returned 3 rows for 5 row numbers"):
         outlet(leaving(torch.ones(5, 4), torch.arange(5)))
+
+
+def test_a_party_refuses_it_under_a_plan_with_noise_whatever_plan_it_was_made_for() -> None:
+    bottom, top = modules()
+    outlet = NoPeekOutlet(NoPeek(alpha=1.0), inputs=lambda numbers: X[numbers], plan=plan_of(steps=1))
+    optimizers = {
+        "client": torch.optim.SGD(bottom.parameters(), lr=0.1),
+        "server": torch.optim.SGD(top.parameters(), lr=0.1),
+    }
+    noisy = plan_of(steps=1, noise_multiplier=1.0, max_grad_norm=1.0)
+    with pytest.raises(ParameterError, match=r"'client' compares the rows of a batch \(NoPeekOutlet\)"):
+        SplitRun(vanilla(bottom, top, loss), optimizers, {"x": X, "y": Y}, noisy, release={"client": outlet})

@@ -12,11 +12,13 @@ from dpdl.federated.flower.check_strategy import check_strategy
 from dpdl.federated.flower.client_app import client_app, ledger_path, partition
 from dpdl.federated.flower.findings import Finding
 from dpdl.federated.flower.mods import inventory_of, release_inventory, update_clipping
+from dpdl.federated.flower.moments import ask_moments
 from dpdl.federated.flower.strategy import DPStrategy
 
 __all__ = [
     "DPStrategy",
     "Finding",
+    "ask_moments",
     "check_strategy",
     "client_app",
     "inventory_of",

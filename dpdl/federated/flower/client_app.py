@@ -25,10 +25,12 @@ from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_m
 from flwr.clientapp.typing import Mod
 
 from dpdl.errors import LedgerError, ParameterError
+from dpdl.federated.flower.moments import MOMENTS_QUERY, answer_moments
 from dpdl.federated.flower.nodes import NAME_QUERY, name_reply
 from dpdl.federated.flower.records import record_from_reply, request_from_record
 from dpdl.federated.flower.refusals import error_from_refusal
 from dpdl.federated.messages import Client, Refusal
+from dpdl.federated.private_moments import PrivateMoments
 from dpdl.ledger import Ledger
 from dpdl.ledger_file import LedgerFile
 
@@ -38,13 +40,24 @@ _LOG = logging.getLogger("dpdl.federated.flower")
 _NOTE = "dpdl.ledgers"  # in context.state
 
 
-def client_app(make_client: Callable[[Context], Client], *, mods: Sequence[Mod] = ()) -> ClientApp:
-    """A `ClientApp` that answers `DPStrategy`.
+def client_app(
+    make_client: Callable[[Context], Client],
+    *,
+    mods: Sequence[Mod] = (),
+    make_moments: Callable[[Context], PrivateMoments] | None = None,
+) -> ClientApp:
+    """A `ClientApp` that answers `DPStrategy`, and, if it has moments, `ask_moments`.
 
     Args:
         make_client: makes the node's client from Flower's context. It is called for each message, possibly in a new
             process, so whatever the client must remember is in files.
         mods: Flower's, around training; not those of its differential privacy, which take replies for weights.
+        make_moments: makes what the client releases for normalisation, of the client's name, over a ledger file, and
+            `kept` in a file. By default it releases none.
+
+    Returns:
+        An app with a handler of training, one that tells the client's name, and one for its moments. Exceptions become
+        error messages that name their type; what they say stays in the node's log.
 
     Raises:
         ParameterError: a mod that clips or noises what it takes for weights.
@@ -74,6 +87,12 @@ def client_app(make_client: Callable[[Context], Client], *, mods: Sequence[Mod] 
             refusal = Refusal(client="", round=0, reason="failed", message=_of(error))
             return Message(error_from_refusal(refusal), reply_to=message)
 
+    @app.query(MOMENTS_QUERY.removeprefix("query."))
+    def tell_moments(message: Message, context: Context) -> Message:
+        answer = answer_moments(make_moments, context)
+        content = error_from_refusal(answer) if isinstance(answer, Refusal) else answer
+        return Message(content, reply_to=message)
+
     return app
 
 
@@ -82,6 +101,13 @@ def partition(context: Context) -> tuple[int, int]:
 
     Flower's simulation sets both. A SuperNode has them from its command line:
     `--node-config 'partition-id=0 num-partitions=2'`.
+
+    Args:
+        context: of the node, as Flower gives it to an app.
+
+    Returns:
+        Index and number, 0 <= index < number. They are for making the client's data and name; nothing proves that a
+        node holds the partition it says.
 
     Raises:
         ParameterError: the node has none.
@@ -101,6 +127,12 @@ def ledger_path(context: Context) -> Path:
     "ledger" in the node's configuration is the file. Without it, "ledger-folder" in the node's or the run's
     configuration is a folder that has one file for each partition: that is for simulations. Whoever submits a run
     decides its configuration, and could name an empty folder.
+
+    Args:
+        context: of the node, as Flower gives it to an app.
+
+    Returns:
+        An absolute path; neither file nor folder is made.
 
     Raises:
         ParameterError: neither is given, or the path depends on the folder that a process happens to start in.

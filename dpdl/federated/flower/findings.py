@@ -21,7 +21,7 @@ Severity = Literal["unsound", "unprotected", "fragile", "loose"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One fault.
+    """One fault of a strategy and its account, as `check_strategy` finds it; prints as a line.
 
     Attributes:
         code: "F1" to "F12", as docs/flower.md numbers them; "per-round epsilon" for one of an example.

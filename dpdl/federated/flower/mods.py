@@ -45,6 +45,9 @@ def inventory_of(content: RecordDict, *, covered: Mapping[str, str] | None = Non
     Returns:
         One release for each array, metric and setting in the reply. What neither the reply's own inventory nor
         `covered` names is UNPROTECTED. Names are "record/entry"; those of dpdl's own replies are bare.
+
+    Raises:
+        DataError: the reply's own inventory cannot be read.
     """
     record = content.config_records.get(RELEASES)
     listed = {} if record is None else {_key(release): release for release in inventory_from_record(record)}

@@ -55,6 +55,15 @@ class DPStrategy(Strategy):
         patience: how many seconds to wait for the clients.
         names: names of clients by node, of those that need not be asked.
 
+    Attributes:
+        server: as given.
+        stopped: why the last run ended before its rounds; None if it did not.
+        summaries: of the rounds that this object has closed. Their `private` part may not be published.
+
+    Guarantee:
+        That of the server: Flower adds nothing to it and takes nothing from it. The same clients, server and insecure
+        seed give the same states as in one process, whoever answers first.
+
     Raises:
         ParameterError: an argument is out of range.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,12 @@ from typing import Any
 from dpdl.split.certificates import add_client, make_certificates
 
 __all__ = ["register"]
+
+EXAMPLES = """examples:
+  dpdl split certificates certificates                          a server on this machine, and one client
+  dpdl split certificates keys --host lab.example --client a --client b
+  dpdl split certificates keys --add-client c                   one more, later
+"""
 
 
 def register(subparsers: Any) -> None:
@@ -19,6 +26,8 @@ def register(subparsers: Any) -> None:
         help="make an authority, certificates and signing keys",
         description="Make an authority of its own for a split network, and certificates and signing keys for its "
         "parties. Give each party authority.pem, its own files, and everybody's .signing.pub; keep authority.key.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("folder", type=Path, help="where they go; existing files are not overwritten")
@@ -27,6 +36,7 @@ def register(subparsers: Any) -> None:
     add("--client", action="append", metavar="NAME", help="a client, may be given several times (default: client)")
     add("--days", type=int, default=365, help="for how long they are good (default: %(default)s)")
     add("--add-client", metavar="NAME", help="only one more client, by the authority that is in the folder")
+    add("--json", action="store_true", help="print what was written as JSON")
     parser.set_defaults(run=run)
 
 
@@ -38,7 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
         hosts = arguments.host or ("localhost", "127.0.0.1", "::1")
         clients = arguments.client or ("client",)
         written = make_certificates(arguments.folder, hosts=hosts, clients=clients, days=arguments.days)
-    for path in written:
-        secret = "private, mode 600" if path.suffix == ".key" else "public"
-        sys.stdout.write(f"{path}  ({secret})\n")
+    secret = {path: path.suffix == ".key" for path in written}  # those have mode 600
+    if arguments.json:
+        files = [{"path": str(path), "private": private} for path, private in secret.items()]
+        sys.stdout.write(json.dumps({"schema": "dpdl.certificates/1", "files": files}, indent=2) + "\n")
+        return 0
+    for path, private in secret.items():
+        sys.stdout.write(f"{path}  ({'private, mode 600' if private else 'public'})\n")
     return 0

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 
 from accountants import NeighboringRelation
 from dpdl.data import load
 from dpdl.data.image_data import ImageData
-from dpdl.errors import ChannelError, CheckpointError, DataError, ParameterError, StepError
+from dpdl.errors import ChannelError, DataError, ParameterError, StepError
 from dpdl.ledger_file import LedgerFile
 from dpdl.plan import PrivacyPlan
 from dpdl.split.client import SplitClient
+from dpdl.split.commands.kept_state import load_state, save_state
 from dpdl.split.commands.tutorial import (
     BYE,
     CLIENT,
@@ -27,7 +26,6 @@ from dpdl.split.commands.tutorial import (
     add_settings,
     graph_of,
     key_of,
-    manifest_of,
     optimizer_of,
     plan_of,
     signed_of,
@@ -47,6 +45,11 @@ _FAILURES = 3  # sessions one after the other that may end before a step is take
 _SIDE = 28  # pixels, of the images that the network is for
 _ROWS = 250  # at once, when testing
 
+EXAMPLES = """examples:
+  dpdl split join --certificates certificates                       with dpdl split serve on this machine
+  dpdl split join --certificates keys --address lab.example:50061 --data mnist/ --json
+"""
+
 
 def register(subparsers: Any) -> None:
     """Add the command to an argparse parser's subparsers."""
@@ -55,6 +58,8 @@ def register(subparsers: Any) -> None:
         help="be the data site",
         description="Train the first layers on images that stay here, with `dpdl split serve` for the others. Started "
         "again with the same --output it takes the steps that are left: its ledger knows.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_settings(parser.add_argument)
     add = parser.add_argument
@@ -74,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan, graph, folder, output = plan_of(arguments), graph_of(CLIENT), arguments.certificates, arguments.output
     data = _images(arguments, plan)
     output.mkdir(parents=True, exist_ok=True)
-    signed = signed_of(manifest_of(graph, plan, arguments.delta), folder, CLIENT)
+    signed = signed_of(graph, plan, arguments.delta, folder, CLIENT)
     line = RetryingChannel(GrpcChannel.connect(arguments.address, tls=MutualTLS.of(folder, CLIENT)))
     channel = AgreedChannel(line, signed, keys=key_of(folder, SERVER))
     with LedgerFile(output / LEDGER, relation=NeighboringRelation(plan.relation)) as ledger:
@@ -93,15 +98,15 @@ def run(arguments: argparse.Namespace) -> int:
             timeout=_PATIENCE,
         )
         if ledger.releases:
-            _load(client, output)
+            load_state(client, output / WEIGHTS)
         taken = client.steps_taken
         left = max(0, plan.steps - taken)
         messages.print(f"{taken} of {plan.steps} steps are taken; manifest {signed.manifest.digest[:12]}")
-        _save(client, output)
+        save_state(client, output / WEIGHTS)
         now = left if arguments.steps is None else min(left, arguments.steps)
         for _ in track(range(now), description="training", console=messages):
             _step(client, messages)
-            _save(client, output)
+            save_state(client, output / WEIGHTS)
         accuracy = _accuracy(client, data)
         report = client.report(arguments.delta)
         told = {
@@ -157,25 +162,6 @@ def _step(client: SplitClient, messages: Console) -> None:
                 return
         else:
             return
-
-
-def _save(client: SplitClient, output: Path) -> None:
-    beside = output / f".{WEIGHTS}"
-    with beside.open("wb") as file:
-        torch.save(client.state_dict(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(output / WEIGHTS)
-
-
-def _load(client: SplitClient, output: Path) -> None:
-    try:
-        client.load_state_dict(torch.load(output / WEIGHTS, weights_only=True))
-    except (OSError, RuntimeError, LookupError, ValueError, EOFError) as error:
-        raise CheckpointError(
-            f"{output / WEIGHTS} is not the state of this network ({type(error).__name__}). Choose another --output; "
-            "what the old one has spent on these records is spent."
-        ) from error
 
 
 def _accuracy(client: SplitClient, data: ImageData) -> float:

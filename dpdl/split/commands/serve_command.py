@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import signal
 import sys
 import threading
@@ -13,10 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
-import torch
-
-from dpdl.errors import CheckpointError
 from dpdl.split.channel import Packet
+from dpdl.split.commands.kept_state import load_state, save_state
 from dpdl.split.commands.tutorial import (
     BYE,
     CLIENT,
@@ -24,7 +22,6 @@ from dpdl.split.commands.tutorial import (
     add_settings,
     graph_of,
     key_of,
-    manifest_of,
     optimizer_of,
     plan_of,
     signed_of,
@@ -40,6 +37,10 @@ __all__ = ["register"]
 STATE = "server.pt"
 REPLIES = "replies.db"
 AGREED = "agreed.json"
+EXAMPLES = """examples:
+  dpdl split serve --certificates certificates                           here, for dpdl split join on this machine
+  dpdl split serve --certificates keys --address 0.0.0.0:50061 --output lab   for another machine
+"""
 STEPS_UNSAVED = 10  # at most so many steps of the weights are lost with the process; their spending is not
 
 
@@ -50,6 +51,8 @@ def register(subparsers: Any) -> None:
         help="be the label site",
         description="Wait for `dpdl split join`, and train the last layers with it. Ends when the other one is done, "
         "or with Ctrl-C; started again with the same --output it goes on from its last saved weights.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_settings(parser.add_argument)
     parser.add_argument(
@@ -59,6 +62,7 @@ def register(subparsers: Any) -> None:
         metavar="DIR",
         help="where weights and replies are kept (default: %(default)s)",
     )
+    parser.add_argument("--json", action="store_true", help="print what happened as JSON, a line each")
     parser.set_defaults(run=run)
 
 
@@ -66,21 +70,39 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
     plan, graph = plan_of(arguments), graph_of(SERVER)
     folder, output = arguments.certificates, arguments.output
-    signed = signed_of(manifest_of(graph, plan, arguments.delta), folder, SERVER)
+    signed = signed_of(graph, plan, arguments.delta, folder, SERVER)
     keys = key_of(folder, CLIENT)
     output.mkdir(parents=True, exist_ok=True)
     optimizer = optimizer_of(graph, SERVER, arguments.lr)
     site = _Site(SplitServer(graph, SERVER, plan=plan, optimizer=optimizer), output / STATE)
     guard = ReplayGuard(ManifestGate(site, signed, keys=keys, path=output / AGREED), output / REPLIES)
     with _interrupted() as stopped, serve(arguments.address, guard, tls=MutualTLS.of(folder, SERVER)) as server:
-        sys.stdout.write(f"serving at {server.address}, manifest {signed.manifest.digest[:12]}\n")
-        sys.stdout.flush()
+        digest = signed.manifest.digest
+        _say(
+            arguments,
+            f"serving at {server.address}, manifest {digest[:12]}",
+            event="serving",
+            address=server.address,
+            manifest=digest,
+        )
         while not (stopped.is_set() or site.left.is_set()):
             stopped.wait(0.2)
     guard.close()
     site.save()
-    sys.stdout.write(f"{site.steps} steps answered; weights in {output / STATE}\n")
+    _say(
+        arguments,
+        f"{site.steps} steps answered; weights in {output / STATE}",
+        event="done",
+        steps=site.steps,
+        weights=str(output / STATE),
+    )
     return 0
+
+
+def _say(arguments: argparse.Namespace, text: str, **facts: str | int) -> None:
+    """A line for a reader, or for a program."""
+    sys.stdout.write((json.dumps(facts) if arguments.json else text) + "\n")
+    sys.stdout.flush()
 
 
 @final
@@ -92,7 +114,7 @@ class _Site:
         self.steps = 0
         self._server, self._path = server, path
         if path.exists():
-            self._load()
+            load_state(server, path)
 
     def __call__(self, packet: Packet) -> Packet:
         if packet.kind == BYE:
@@ -106,21 +128,8 @@ class _Site:
         return reply
 
     def save(self) -> None:
-        """Put the state in the place of the last one, whole or not at all."""
-        beside = self._path.with_name(f".{self._path.name}")
-        with beside.open("wb") as file:
-            torch.save(self._server.state_dict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self._path)
-
-    def _load(self) -> None:
-        try:
-            self._server.load_state_dict(torch.load(self._path, weights_only=True))
-        except (OSError, RuntimeError, LookupError, ValueError, EOFError) as error:
-            raise CheckpointError(
-                f"{self._path} is not the state of this network ({type(error).__name__}). Choose another --output."
-            ) from error
+        """Keep the party's state."""
+        save_state(self._server, self._path)
 
 
 @contextmanager

@@ -20,13 +20,8 @@ from dpdl.errors import ParameterError
 from dpdl.models.papernot_cnn import papernot_cnn
 from dpdl.plan import PrivacyPlan
 from dpdl.split.graph import SplitGraph
-from dpdl.split.manifest import (
-    CutTerms,
-    Manifest,
-    SignedManifest,
-    read_private_key,
-    read_public_key,
-)
+from dpdl.split.manifest import SignedManifest, read_private_key, read_public_key
+from dpdl.split.manifest_of_run import manifest_of
 from dpdl.split.topologies import vanilla
 
 __all__ = [
@@ -36,7 +31,6 @@ __all__ = [
     "add_settings",
     "graph_of",
     "key_of",
-    "manifest_of",
     "optimizer_of",
     "plan_of",
     "signed_of",
@@ -98,37 +92,11 @@ def optimizer_of(graph: SplitGraph, party: str, lr: float) -> torch.optim.Optimi
     return torch.optim.Adam([p for module in modules for p in module.parameters()], lr=lr)
 
 
-def manifest_of(graph: SplitGraph, plan: PrivacyPlan, delta: float) -> Manifest:
-    """The terms of the run."""
-    clip = plan.max_grad_norm / math.sqrt(len(graph.parts))
-    shapes = {"bottom": (_CUT, "float32"), "y": ((), "int64")}
-    return Manifest(
-        topology="vanilla",
-        parties=graph.parties,
-        cuts=tuple(
-            CutTerms(
-                name=cut.name,
-                sender=cut.sender,
-                receiver=cut.receiver,
-                shape=shapes[cut.name][0],
-                dtype=shapes[cut.name][1],
-            )
-            for cut in graph.cuts
-        ),
-        sampling=plan.sampling,
-        sample_rate=plan.sample_rate,
-        expected_batch_size=int(plan.expected_batch_size),
-        clipping="part",
-        clips={part.name: clip for part in graph.parts},
-        noise_multiplier=plan.noise_multiplier,
-        max_steps=plan.steps,
-        deltas={"model consumers": delta},
-    )
-
-
-def signed_of(manifest: Manifest, folder: Path, party: str) -> SignedManifest:
-    """The manifest, signed with the party's key in the folder of certificates."""
-    return manifest.sign(read_private_key(folder / f"{party}.signing.key"), party=party)
+def signed_of(graph: SplitGraph, plan: PrivacyPlan, delta: float, folder: Path, party: str) -> SignedManifest:
+    """The run's manifest, signed with the party's key in the folder of certificates."""
+    rows = {"bottom": torch.empty(0, *_CUT), "y": torch.empty(0, dtype=torch.int64)}
+    terms = manifest_of(graph, plan, topology="vanilla", rows=rows, deltas={"model consumers": delta})
+    return terms.sign(read_private_key(folder / f"{party}.signing.key"), party=party)
 
 
 def key_of(folder: Path, party: str) -> dict[str, Ed25519PublicKey]:

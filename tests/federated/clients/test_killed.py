@@ -141,7 +141,7 @@ def test_the_federation_goes_on_without_a_client_that_was_killed_and_with_it_aga
 
 def kill_at_random(processes: ForkServerContext, folder: Path, *, kills: int, seed: int | None) -> int:
     """Kill processes at random moments until that many were; then let one end. How many were killed inside rounds."""
-    moments = random.Random(f"{kills} {seed}")
+    moments = random.Random(f"{folder.name} {seed}")
     longest, killed = 0.3, 0
     while killed < kills:
         code = run(processes, str(folder), seed, killed_after=moments.uniform(0.0, longest))

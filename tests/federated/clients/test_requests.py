@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from torch.utils.data import TensorDataset
 import dpdl
 from dpdl.errors import ExampleMixingError, ModelError, ParameterError
 from dpdl.federated.client import DPClient
+from dpdl.federated.local_updates import LocalUpdateDP
 from dpdl.federated.messages import FitReply, FitRequest, Refusal
 from dpdl.federated.plain_client import PlainClient
+from dpdl.ledger_file import LedgerFile
 from tests.federated.clients.worlds import N, Untouched, client, network, records, request, same, sgd, weights
 
 
@@ -204,11 +207,38 @@ def test_tied_parameters_come_under_one_name_and_may_not_differ() -> None:
     answer = ward.answer(request(1, state))
     assert isinstance(answer, FitReply)
     assert set(answer.update) == {"a.weight", "a.bias", "b.bias"}
-    refusal = ward.answer(request(2, answer.state))
+    assert torch.equal(answer.state["b.weight"], answer.state["a.weight"])
+    assert not torch.equal(answer.state["b.weight"], state["b.weight"])
+    assert isinstance(ward.answer(request(2, answer.state)), FitReply)
+    stale = {**answer.state, "b.weight": state["b.weight"]}
+    refusal = ward.answer(request(3, stale))
     assert isinstance(refusal, Refusal)
     assert "without 'b.weight'" in refusal.message
     once = {name: tensor for name, tensor in answer.state.items() if name != "b.weight"}
-    assert isinstance(ward.answer(request(2, once)), FitReply)
+    assert isinstance(ward.answer(request(3, once)), FitReply)
+
+
+def test_a_tied_parameter_is_the_same_under_each_name_in_a_wrapped_and_in_a_kept_reply(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 3).double()
+            self.b = nn.Linear(3, 3).double()
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.b(torch.tanh(self.a(x)))
+            return found
+
+    state = {name: tensor.clone() for name, tensor in Tied().state_dict().items()}
+    ward = client(model=Tied, replies=tmp_path / "replies", ledger=LedgerFile(tmp_path / "ward.ledger"))
+    updates = LedgerFile(tmp_path / "updates.ledger", relation="replace_one")
+    wrapped = LocalUpdateDP(ward, max_update_norm=1.0, noise_multiplier=1.0, ledger=updates)
+    again = client(model=Tied, replies=tmp_path / "replies", ledger=LedgerFile(tmp_path / "ward.ledger"))
+    for answer in (wrapped.answer(request(1, state)), again.answer(request(1, state))):
+        assert isinstance(answer, FitReply)
+        assert torch.equal(answer.state["b.weight"], answer.state["a.weight"])
+        assert not torch.equal(answer.state["b.weight"], state["b.weight"])
 
 
 def test_errors_while_training_do_not_tell_of_the_data() -> None:

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from accountants.commands.one_line_parser import OneLineParser
 from dpdl.budget import Budget
-from dpdl.data import ImageData, load
-from dpdl.errors import PrivacyError
-from dpdl.federated import command
 from dpdl.federated.history import History
 from dpdl.ledger_file import LedgerFile
 from dpdl.models import build_model
+from tests.federated.runner.command_line import EXAMPLES, QUICK, SMALL, dpdl, reads_small_images, report_of
 
-SMALL = ["--model", "logistic", "--clients", "3", "--rounds", "2", "--local-steps", "2", "--batch-size", "20"]
-QUICK = [*SMALL, "--noise-multiplier", "2", "--insecure-seed", "3"]
-EXAMPLES = 300
 CLAIMED = {  # scheme: the units that have a guarantee against the server, other clients, model consumers
     "none": ((), (), ()),
     "record": (("record",), ("record",), ("record",)),
@@ -35,39 +26,7 @@ CLAIMED = {  # scheme: the units that have a guarantee against the server, other
 
 @pytest.fixture(autouse=True)
 def _small_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the embedded digits: pixels that show their label, and a reader that knows no other data."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(EXAMPLES) % 3
-    images = torch.rand(EXAMPLES, 1, 4, 4, generator=generator) / 2
-    images[torch.arange(EXAMPLES), 0, 0, labels] = 1.0
-    data = ImageData(
-        train_images=images,
-        train_labels=labels,
-        test_images=images[:60],
-        test_labels=labels[:60],
-        classes=("a", "b", "c"),
-        name="small images",
-        source="memory",
-    )
-    monkeypatch.setattr(command, "load", lambda path: data if path is None else load(path))
-
-
-def dpdl(*argv: str) -> int:
-    """The command line with this one command; what `dpdl.cli.main` does with errors."""
-    parser = OneLineParser(prog="dpdl")
-    command.register(parser.add_subparsers(required=True))
-    arguments = parser.parse_args(["federated", *argv])
-    try:
-        code: int = arguments.run(arguments)
-    except PrivacyError as error:
-        print(f"dpdl: error: {error}", file=sys.stderr)
-        return 2
-    return code
-
-
-def report_of(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return report
+    reads_small_images(monkeypatch)
 
 
 @pytest.mark.parametrize("scheme", CLAIMED)
@@ -134,25 +93,6 @@ def test_drawn_clients_are_a_secret_and_it_says_so(tmp_path: Path, capsys: pytes
     assert report_of(tmp_path)["federation"]["history"]["secret_participation"]
 
 
-def test_an_interrupted_run_ends_after_its_round_with_what_there_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = command.run_federated
-
-    def interrupted(*arguments: Any, stop: Any, **more: Any) -> Any:
-        def in_mid_round() -> bool:
-            signal.raise_signal(signal.SIGINT)
-            answer: bool = stop()
-            return answer
-
-        return original(*arguments, stop=in_mid_round, **more)
-
-    monkeypatch.setattr(command, "run_federated", interrupted)
-    assert dpdl(*QUICK, "--output", str(tmp_path)) == 130
-    assert "1 of 2 rounds" in capsys.readouterr().err
-    assert len(report_of(tmp_path)["federation"]["history"]["rounds"]) == 1
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -189,5 +129,5 @@ def test_a_used_folder_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFi
     assert dpdl(*QUICK, "--output", str(tmp_path)) == 0
     before = (tmp_path / "ledgers" / "client-0.ledger").read_bytes()
     assert dpdl(*QUICK, "--output", str(tmp_path)) == 2
-    assert "another --output" in capsys.readouterr().err
+    assert "choose another --output" in capsys.readouterr().err
     assert (tmp_path / "ledgers" / "client-0.ledger").read_bytes() == before

@@ -239,3 +239,22 @@ def test_accuracy_on_tests_the_state_and_not_the_model_that_it_was_given() -> No
     assert evaluate({"weight": torch.eye(2)}) == {"accuracy": pytest.approx(2 / 3)}
     assert evaluate({"weight": -torch.eye(2)}) == {"accuracy": pytest.approx(1 / 3)}
     assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"server": nn.Linear(1, 1)}, "server must be a FederatedServer"),
+        ({"clients": 3}, "clients must be clients"),
+        ({"clients": ["a client's name"]}, "a client has a name and answers requests"),
+        ({"evaluate": 0.5}, "evaluate must be a function"),
+        ({"stop": False}, "stop must be a function"),
+    ],
+)
+def test_odd_arguments_are_refused_before_anything_is_asked(changed: dict[str, Any], told: str) -> None:
+    server = MeanServer(zeros())
+    arguments: dict[str, Any] = {"server": server, "clients": [AddingClient("a", 1.0)], "rounds": 1, "progress": False}
+    arguments |= changed
+    with pytest.raises(ParameterError, match=told):
+        run_federated(arguments.pop("server"), arguments.pop("clients"), **arguments)
+    assert server.calls == []

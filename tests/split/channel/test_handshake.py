@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dpdl.errors import CheckpointError, ManifestError
 from dpdl.split.channel import Channel, Packet
 from dpdl.split.handshake import AgreedChannel, ManifestGate
 from dpdl.split.local_channel import LocalChannel
-from dpdl.split.manifest import Manifest
+from dpdl.split.manifest import Manifest, SignedManifest
 from dpdl.split.replay import ReplayGuard
 from tests.split.channel.test_manifest import MINE
 
@@ -61,7 +62,7 @@ def test_other_terms_are_refused_before_anything_is_sent_and_named() -> None:
 def test_a_server_that_agrees_to_anything_is_still_compared() -> None:
     """The one who asks compares as well: here the other one has said yes, and shows other terms."""
     theirs = replace(MINE, max_steps=10**6)
-    shown = theirs.sign(SERVER, party="server").to_json()
+    shown = theirs.sign(SERVER, party="server", session="a").to_json()
     line = LocalChannel(lambda packet: Packet(kind=packet.kind, header={"manifest": shown}))
     channel = AgreedChannel(line, MINE.sign(CLIENT, party="client"), keys={"server": SERVER.public_key()})
     with pytest.raises(ManifestError, match="max_steps: 300 here, 1000000 there"):
@@ -103,8 +104,42 @@ def test_who_does_not_name_the_manifest_gets_nowhere() -> None:
     assert not site.got
 
 
-def signed_by(key: Ed25519PrivateKey, party: str) -> str:
-    return MINE.sign(key, party=party).to_json()
+def signed_by(key: Ed25519PrivateKey, party: str, session: str = "a") -> str:
+    return MINE.sign(key, party=party, session=session).to_json()
+
+
+def test_an_agreement_of_an_old_session_opens_no_other() -> None:
+    site = Site()
+    gate = ManifestGate(site, MINE.sign(SERVER, party="server"), keys={"client": CLIENT.public_key()})
+    overheard = signed_by(CLIENT, "client", "old")
+    gate(Packet(kind="manifest", header={**at(0, "old"), "manifest": overheard}))
+    with pytest.raises(ManifestError, match="signed for the session 'old', and this is 'new'"):
+        gate(Packet(kind="manifest", header={**at(0, "new"), "manifest": overheard}))
+    forged = json.dumps({**json.loads(overheard), "session": "new"})
+    with pytest.raises(ManifestError, match="not signed by the key"):
+        gate(Packet(kind="manifest", header={**at(0, "new"), "manifest": forged}))
+    with pytest.raises(ManifestError, match="nobody has shown"):
+        gate(Packet(kind="step", header={**at(1, "new"), "manifest": MINE.digest}))
+    with pytest.raises(ManifestError, match="names its session"):
+        gate(Packet(kind="manifest", header={"step": 0, "manifest": overheard}))
+    assert not site.got
+
+
+def test_a_servers_reply_to_an_old_session_is_none_to_this_one() -> None:
+    overheard = signed_by(SERVER, "server", "old")
+    line = LocalChannel(lambda packet: Packet(kind=packet.kind, header={"manifest": overheard}))
+    channel = AgreedChannel(line, MINE.sign(CLIENT, party="client"), keys={"server": SERVER.public_key()})
+    with pytest.raises(ManifestError, match="signed for the session 'old'"):
+        channel.request("step", at(1, "new"), {}, timeout=1.0)
+
+
+def test_only_the_party_itself_signs_again_and_its_key_stays_with_it() -> None:
+    mine = MINE.sign(CLIENT, party="client")
+    assert mine.in_session("a").verified(CLIENT.public_key(), session="a") == MINE
+    assert "key" not in json.loads(mine.to_json())
+    assert "Ed25519PrivateKey" not in repr(mine)
+    with pytest.raises(ManifestError, match="without its key"):
+        SignedManifest.from_json(mine.to_json()).in_session("a")
 
 
 def test_a_digest_that_anybody_can_compute_opens_nothing() -> None:
