@@ -196,7 +196,8 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console()
     record: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    record["environment"] = environment()
+    if arguments.only != "speed":
+        record["environment"] = environment()  # of the accuracies
     earlier = record.get("accuracy", {})
 
     def save(rows: dict[str, Any]) -> None:
@@ -209,6 +210,7 @@ def main() -> None:
     if arguments.only != "accuracy":
         record["speed"] = {
             **speeds(console, arguments.peer_python, arguments.processes),
+            "environment": environment(),
             "pfl": _version_of_pfl(arguments.peer_python),
         }
         save({})
