@@ -1,7 +1,9 @@
 """Differentially private deep learning for PyTorch.
 
-plan = dpdl.PrivacyPlan.for_loader(loader, epochs=20, epsilon=3.0, delta=1e-5, max_grad_norm=1.0)
-model, optimizer, loader = dpdl.make_private(model, optimizer, loader, plan)
+    plan = dpdl.PrivacyPlan.for_loader(loader, epochs=20, epsilon=3.0, delta=1e-5, max_grad_norm=1.0)
+    model, optimizer, loader = dpdl.make_private(model, optimizer, loader, plan)
+
+The training loop stays as it was; `optimizer.report(delta=1e-5)` says what was spent.
 """
 
 from dpdl.budget import Budget
@@ -16,6 +18,7 @@ from dpdl.per_sample import clipped_sum, per_sample_gradients, per_sample_norms
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import PrivacyReport
 from dpdl.private import Private, make_private
+from dpdl.tradeoff import sweep
 from dpdl.validation import check, fix, fix_report
 from dpdl.watchdog import Spending, Watchdog
 
@@ -41,4 +44,5 @@ __all__ = [
     "per_sample_gradients",
     "per_sample_norms",
     "save_checkpoint",
+    "sweep",
 ]

@@ -1,16 +1,31 @@
-"""What a private run may claim, in words and in JSON."""
+"""What a private run may claim, in words and in JSON.
+
+    report = optimizer.report(delta=1e-5)                   # milliseconds: the claim, and what it rests on
+    Path("report.json").write_text(report.to_json())        # with the releases, and what they mean
+    again = PrivacyReport.from_json(Path("report.json").read_text())
+
+The releases are in the report, so everything else can be computed from it, whenever somebody asks: `readings`, and the
+page that `dpdl.report.report_page` makes. `dpdl/report/report-2.schema.json` is the JSON's schema.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from typing import Any
 
-__all__ = ["PrivacyReport", "rounded_down", "rounded_up", "shown_delta"]
+from accountants import Event, NeighboringRelation
+from dpdl.errors import ParameterError
+from dpdl.readings import Readings, Spent, readings
+from dpdl.releases import DatasetRecord, Release, counted
+from dpdl.report_reading import SCHEMA, digest_of, report_values
 
-_SCHEMA = "dpdl.report/1"
+__all__ = ["PrivacyReport", "percent_up", "rounded_down", "rounded_up", "shown_delta"]
+
+_RELATIONS = {relation.phrase: relation for relation in NeighboringRelation}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +52,11 @@ class PrivacyReport:
             Under an adaptive budget that is the budget's own, whatever has been spent of it.
         planned_epsilon: upper bound at `delta` once all planned steps are taken: the claim if the run was ended by
             looking at what it released.
+        made: the day, in UTC, as 2026-05-03; None if it is not known.
+        run: what the run is called in a ledger.
+        step: one step of the plan; None in a report of schema 1, which lists no releases.
+        releases: all that the run has released: steps, and whatever was recorded in its ledger besides.
+        dataset: what all runs in the ledger that this one shares have released; None if it shares none.
     """
 
     epsilon: float
@@ -59,25 +79,105 @@ class PrivacyReport:
     versions: dict[str, str]
     dataset_epsilon: float | None = None
     planned_epsilon: float | None = None
+    made: str | None = None
+    run: str = ""
+    step: Event | None = None
+    releases: tuple[Release, ...] = ()
+    dataset: DatasetRecord | None = None
 
     def __str__(self) -> str:
-        if math.isinf(self.epsilon):
+        return " ".join([self.sentence, *(f"{note[0].upper()}{note[1:]}." for note in self.notes)])
+
+    @property
+    def sentence(self) -> str:
+        """The claim as one sentence, without the notes."""
+        if not self.guaranteed:
             claim = f"NO GUARANTEE: epsilon is infinite at delta = {shown_delta(self.delta)}, {self.relation}"
         else:
             claim = f"epsilon <= {rounded_up(self.epsilon)} at delta = {shown_delta(self.delta)}, {self.relation}"
-        sentences = [
-            f"{claim}; {self.steps:,} of {self.planned_steps:,} planned steps, {self.sampling}, {self.mechanism}."
-        ]
-        sentences += [f"{note[0].upper()}{note[1:]}." for note in self.notes]
-        return " ".join(sentences)
+        return f"{claim}; {self.steps:,} of {self.planned_steps:,} planned steps, {self.sampling}, {self.mechanism}."
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain values; an infinite epsilon is the string "inf"."""
-        return {"schema": _SCHEMA, "claim": str(self), **_finite(asdict(self))}
+    @property
+    def guaranteed(self) -> bool:
+        """Whether anything is promised at `delta`."""
+        return math.isfinite(self.epsilon)
+
+    @property
+    def neighboring_relation(self) -> NeighboringRelation:
+        """What neighbouring datasets differ in.
+
+        Raises:
+            ParameterError: `relation` says it in other words than the accountants.
+        """
+        if self.relation not in _RELATIONS:
+            raise ParameterError(f"relation must be one of {list(_RELATIONS)}, got {self.relation!r}.")
+        return _RELATIONS[self.relation]
+
+    def readings(self, *, deltas: Sequence[float] = ()) -> Readings | None:
+        """What the releases mean: epsilon over the steps and at several deltas, trade-off curve, attackers' bounds.
+
+        It is computed when it is asked for: about 0.3 s for one kind of step, a few seconds for many kinds.
+
+        Args:
+            deltas: at which epsilon is wanted besides the usual ones.
+
+        Returns:
+            None if the report lists no releases (schema 1).
+
+        Raises:
+            ParameterError: a delta outside (0, 1).
+        """
+        if self.step is None:
+            return None
+        dataset = self.dataset
+        spent = Spent(
+            run=counted(self.releases),
+            step=self.step,
+            steps=self.steps,
+            planned_steps=self.planned_steps,
+            dataset=None if dataset is None else counted(dataset.releases),
+            guarantee=None if dataset is None or not dataset.adaptive else dataset.budget,
+            relation=self.neighboring_relation,
+        )
+        return readings(spent, delta=self.delta, deltas=deltas)
+
+    def to_dict(self, *, deltas: Sequence[float] = ()) -> dict[str, Any]:
+        """The report as plain values, with its readings; an infinite number is the string "inf".
+
+        Args:
+            deltas: as in `readings`.
+        """
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        read = self.readings(deltas=deltas)
+        document = {
+            "schema": SCHEMA,
+            "claim": str(self),
+            **values,
+            "readings": None if read is None else read.to_dict(),
+        }
+        return {**document, "sha256": digest_of(document)}
 
     def to_json(self) -> str:
         """The report as JSON, with its schema."""
-        return json.dumps(self.to_dict(), indent=2)
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> PrivacyReport:
+        """The report that `to_json` wrote, of schema 1 or 2, with or without what `dpdl train` adds to it.
+
+        It says what its maker claims. A file that was changed by accident or carelessly is refused, and so is one whose
+        epsilon is below what its own releases are proved to spend; nothing proves that it lists all of them.
+
+        Raises:
+            ParameterError: it is damaged, something else, or contradicts itself.
+        """
+        values, claim = report_values(text, {field.name for field in fields(cls)})
+        report = cls(**values)
+        if claim != str(report):
+            raise ParameterError(
+                "The report's claim and its numbers differ: one of them was changed. Ask whoever made it for another."
+            )
+        return report
 
 
 def rounded_up(value: float, digits: int = 2) -> str:
@@ -103,6 +203,24 @@ def shown_delta(delta: float) -> str:
     return short if float(short) >= delta else repr(delta)
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity."""
-    return {k: "inf" if isinstance(v, float) and math.isinf(v) else v for k, v in values.items()}
+def percent_up(share: float, digits: int = 1) -> str:
+    """A share as the least percentage with `digits` decimals that is not below it.
+
+    Example:
+        >>> percent_up(0.0423), percent_up(1.0), percent_up(0.25)
+        ('4.3 %', '100 %', '25 %')
+    """
+    with localcontext(prec=400):
+        exact = (Decimal(share) * 100).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING)
+    return f"{str(exact).rstrip('0').rstrip('.') if '.' in str(exact) else exact} %"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, which has no infinity."""
+    if isinstance(value, Event):
+        return json.loads(value.to_json())
+    if isinstance(value, (Release, DatasetRecord)):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return "inf" if isinstance(value, float) and math.isinf(value) else value

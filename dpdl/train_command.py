@@ -20,7 +20,7 @@ from dpdl.interrupts import held_interrupts
 from dpdl.models import MODEL_NAMES
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import rounded_up
-from dpdl.report import plot_history, result_table
+from dpdl.report import plot_history, report_page, result_table
 from dpdl.training import (
     CHECKPOINT,
     REPORT,
@@ -35,7 +35,7 @@ from dpdl.training import (
 
 __all__ = ["register"]
 
-PLOT = "training.png"
+PLOT, PAGE = "training.png", "report.html"
 EXIT_STOPPED = 130  # as after SIGINT
 
 EXAMPLES = """examples:
@@ -107,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(result.to_dict(), indent=2) + "\n")
     else:
         Console().print(result_table(result))
-    written = [WEIGHTS, REPORT, CHECKPOINT]
+    (output / PAGE).write_text(report_page(result.report, history=result.history), encoding="utf-8")
+    written = [WEIGHTS, REPORT, PAGE, CHECKPOINT]
     try:
         title = f"Private training on {data.name}"
         plot_history(result.history, delta=settings.delta, title=title, path=output / PLOT)

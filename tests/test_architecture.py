@@ -42,6 +42,8 @@ OPTIONAL = {
         "dpdl/report/plot.py",
         "dpdl/federated/plot.py",
         "dpdl/split/cost_plot.py",
+        "dpdl/tradeoff/plot.py",
+        "dpdl/audit/roc_plot.py",
         "accountants/commands/figure.py",
     },
     "mlxtend": {"dpdl/data/demo_digits.py"},
@@ -53,6 +55,8 @@ OPTIONAL = {
     "flwr": {"dpdl/federated/flower"},
     "grpc": {"dpdl/split/grpc_channel.py"},
     "nvflare": {"dpdl/split/nvflare.py"},
+    "sklearn": {"dpdl/tradeoff/tables.py"},
+    "shtab": {"dpdl/completion_command.py"},
     "safetensors": {"dpdl/checkpoint_format.py"},
 }
 # In the inner rings, besides the standard library and the project itself.
@@ -206,6 +210,8 @@ BOUNDARIES = {
     "dpdl/federated/plain_client.py": "refusal_of(",
     "dpdl/federated/local_updates.py": "refusal_of(",
     "dpdl/federated/flower/client_app.py": "_LOG.exception(",
+    "dpdl/federated/flower/moments.py": "_LOG.exception(",
+    "dpdl/tradeoff/workers.py": "traceback.extract_tb(",
 }
 
 

@@ -201,7 +201,7 @@ def strict(text: str) -> dict[str, Any]:
 def test_json_holds_the_claim_and_all_that_it_rests_on() -> None:
     report = trained().optimizer.report(DELTA)
     values = strict(report.to_json())
-    assert values["schema"] == "dpdl.report/1"
+    assert values["schema"] == "dpdl.report/2"
     assert values["claim"] == str(report)
     assert all(isinstance(values[name], float) for name in NUMBERS)
     assert all(isinstance(values[name], str) and values[name] for name in TEXTS)

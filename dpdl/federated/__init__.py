@@ -26,6 +26,7 @@ from dpdl.federated.round_summary import RoundSummary
 from dpdl.federated.runner import FederatedRun, accuracy_on, run_federated
 from dpdl.federated.server import FederatedServer
 from dpdl.federated.server_optimizers import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, ServerOptimizer
+from dpdl.federated.unanswered import UnansweredRounds, unanswered_rounds_of
 from dpdl.federated.virtual_clients import VirtualClients
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "ReplyStore",
     "RoundSummary",
     "ServerOptimizer",
+    "UnansweredRounds",
     "VirtualClients",
     "accuracy_on",
     "by_owner",
@@ -67,4 +69,5 @@ __all__ = [
     "iid",
     "run_federated",
     "shards",
+    "unanswered_rounds_of",
 ]

@@ -250,7 +250,15 @@ _of_ledgers_in_memory: WeakKeyDictionary[Ledger, _InMemory] = WeakKeyDictionary(
 
 
 def unanswered_rounds_of(ledger: Ledger | LedgerFile) -> UnansweredRounds:
-    """The marks that belong to a ledger: one set for all clients that share it."""
+    """The marks that belong to a ledger: one set for all clients that share it.
+
+    Also for the owner of a client that runs elsewhere, such as in a SuperNode, over the ledger's file:
+
+        unanswered_rounds_of(LedgerFile("north.ledger")).go_on(not_the_data="power cut of 3 May")
+
+    Args:
+        ledger: the client's.
+    """
     if isinstance(ledger, LedgerFile):
         return _InFolder(ledger.path)
     return _of_ledgers_in_memory.setdefault(ledger, _InMemory())

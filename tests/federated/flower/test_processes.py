@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from dpdl.federated import unanswered_rounds_of
 from dpdl.ledger_file import LedgerFile
 from tests.federated.flower.processes import deployment, has_flower, in_process, simulation
 
@@ -49,6 +50,7 @@ def test_a_client_killed_in_mid_round_is_lost_and_its_spending_is_not(tmp_path: 
             time.sleep(0.2)
         killed = time.monotonic()
         deployed.kill(1)
+        unanswered_rounds_of(LedgerFile(ledger)).go_on(not_the_data="killed by its owner")  # or it would refuse
         deployed.start(1)
         deployed.wait_for("round 2: 2 clients drawn", timeout=300)
         noticed = time.monotonic() - killed
