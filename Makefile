@@ -2,18 +2,19 @@
 #   make demo   private training on the embedded digits: accuracy, epsilon, report and plot in dpdl-demo/
 #   make test   lint, types, tests
 #   make slow   the tests that take minutes
+#   make docs   the documentation as a site, in docs/_build/html; a warning is an error
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
-EXTRAS := demo,images,test,lint,build
+EXTRAS := demo,images,completion,test,lint,build,docs
 
 # Tests run in parallel processes; threads on top of them only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint types tests slow wheel clean
+.PHONY: demo test lint types tests slow docs wheel clean
 
 demo: $(STAMP)
 	rm -rf dpdl-demo
@@ -34,6 +35,10 @@ tests: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
 
+docs: $(STAMP)
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 wheel: $(STAMP)
 	rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist .
@@ -45,4 +50,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info dpdl-demo
+	rm -rf $(VENV) build dist *.egg-info dpdl-demo docs/_build

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.engine_candidates import PEERS
 
-__all__ = ["draw_chart"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["chart", "draw_chart"]
 
 OURS = {"tape": "#0b6e4f", "auto": "#52a67c", "vmap": "#9fcfb4", "loop": "#d3e8dc"}
 PEER_COLORS = dict(zip(PEERS, ("#6d597a", "#8d7b9a", "#b5a7bf", "#d8cfde", "#e0a458"), strict=True))
@@ -23,6 +26,11 @@ def draw_chart(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         rows: of the result file, all of one number of threads.
         path: e.g. engines.svg.
     """
+    chart(rows).savefig(path, dpi=150)
+
+
+def chart(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """The picture, not yet written."""
     from matplotlib.figure import Figure  # optional: the extra "plots"
 
     names = [n for n in (*OURS, *PEER_COLORS) if any("ratio" in row["candidates"].get(n, {}) for row in rows)]
@@ -60,7 +68,7 @@ def draw_chart(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     handles += axes.plot([], [], color="#c1121f", linewidth=1.4, label="target")
     handles += axes.plot([], [], color="#c1121f", linewidth=1.0, linestyle=":", label="stretch")
     figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize=7, frameon=False)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _label(name: str) -> str:

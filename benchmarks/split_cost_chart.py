@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["draw_chart"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["chart", "draw_chart"]
 
 COLORS = {"large batch": "#7a7a7a", "federated": "#9b2226", "split": "#0b6e4f"}
 VGG = "VGG-16, hidden 4096, cut after 1 convolution"
@@ -22,6 +25,11 @@ def draw_chart(record: Mapping[str, Any], path: Path) -> None:
         record: of the benchmark.
         path: e.g. split_cost.svg.
     """
+    chart(record).savefig(path, dpi=150)
+
+
+def chart(record: Mapping[str, Any]) -> Figure:
+    """The picture, not yet written."""
     from matplotlib.figure import Figure  # optional: the extra "plots"
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -48,4 +56,4 @@ def draw_chart(record: Mapping[str, Any], path: Path) -> None:
         axes.set_xticks(range(len(CLIENTS)), [f"{clients} clients" for clients in CLIENTS])
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
-    figure.savefig(path, dpi=150)
+    return figure

@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import TensorDataset
 
 import dpdl.compat.deepee
 
@@ -90,18 +86,6 @@ def test_signatures_are_deepees(name: str) -> None:
 def test_submodules_are_where_deepee_has_them(module: str) -> None:
     found = importlib.import_module(f"dpdl.compat.deepee.{module}")
     assert set(PLACES[module]) <= set(found.__all__)
-
-
-def test_the_guides_script_runs() -> None:
-    text = (ROOT / "docs" / "compat_deepee.md").read_text()
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert code is not None
-    generator = torch.Generator().manual_seed(1)
-    data = TensorDataset(torch.randn(1000, 3, generator=generator), torch.randint(2, (1000,), generator=generator))
-    names: dict[str, Any] = {"torch": torch, "F": F, "data": data, "net": nn.Linear(3, 2)}
-    exec(code[1], names)
-    assert names["model"]._steps_taken == 5
-    assert 0 < names["model"].current_epsilon < 8
 
 
 def test_every_defect_has_its_row_in_the_guide() -> None:
