@@ -93,6 +93,9 @@ class Accountant(abc.ABC):
     def delta_curve(self, epsilons: ArrayLike) -> Array:
         """Upper bounds on delta at each epsilon, same shape.
 
+        Args:
+            epsilons: any shape, each >= 0 and finite.
+
         Raises:
             ParameterError: an epsilon that is negative, infinite or NaN.
         """

@@ -22,6 +22,7 @@ from accountants import queries, solvers
 from accountants.commands import curve_command, explain_command, plan_options
 from accountants.commands.answer import Answer, aligned
 from accountants.commands.one_line_parser import OneLineParser
+from accountants.commands.plot_option import add_plot
 from accountants.commands.rounding import bounds, rounded_up
 from accountants.errors import PrivacyError
 from accountants.relation import NeighboringRelation
@@ -72,8 +73,8 @@ def register(subparsers: Any) -> None:
     plan_options.add(rate, "--steps", int, "noisy steps", required=True)
     plan_options.add(rate, "--dataset-size", int, "number of examples, to give the batch size too")
     plan_options.add(curve, "--points", int, f"numbers of steps to show, {curve_command.POINTS} by default")
-    plan_options.add_plot(curve, "epsilon over steps")
-    plan_options.add_plot(explain, "the trade-off curve")
+    add_plot(curve, "epsilon over steps")
+    add_plot(explain, "the trade-off curve")
 
 
 def _add(
@@ -87,17 +88,18 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,  # an example on one line can be pasted
     )
     plan_options.add_common(parser)
-    parser.set_defaults(run=lambda arguments: _run(parser.prog, answer, arguments))
+    parser.set_defaults(run=lambda arguments: _run(parser.prog, name, answer, arguments))
     return parser
 
 
-def _run(prog: str, answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Namespace) -> int:
+def _run(prog: str, name: str, answer: Callable[[argparse.Namespace], Answer], arguments: argparse.Namespace) -> int:
     try:
         found = answer(arguments)
     except PrivacyError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(found.document(), allow_nan=False) if arguments.json else found.text)
+    document = {"schema": f"accountants.{name}/1", **found.document()}
+    print(json.dumps(document, allow_nan=False) if arguments.json else found.text)
     return 0
 
 

@@ -39,11 +39,19 @@ class GDPAccountant(Accountant):
         >>> from accountants.events import Gaussian
         >>> round(GDPAccountant().compose(Gaussian(5.0), count=25).epsilon(1e-5), 6)
         4.377178
+
+    References:
+        Dong, Roth, Su, Gaussian Differential Privacy, 2019. arXiv:1905.02383; Bu, Dong, Long, Su, Deep Learning with
+        Gaussian Differential Privacy, 2020. arXiv:1911.11607 (the limit under sampling).
     """
 
     @property
     def mu(self) -> float:
-        """The Gaussian parameter of everything composed so far: exact, or an Estimate; inf without noise."""
+        """The Gaussian parameter of everything composed so far: exact, or an Estimate; inf without noise.
+
+        Raises:
+            UnsupportedEventError: this accountant has no limit for what was composed.
+        """
         exact = self._normal_form().gaussian_mu
         return Estimate(_limit(self._normal_form())) if exact is None else exact
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Interval(NamedTuple):
-    """A number known to lie in [lower, upper]; `upper` is the one that a privacy claim may quote."""
+    """A number known to lie in [`lower`, `upper`]; `upper` is the one that a privacy claim may quote."""
 
     lower: float
     upper: float

@@ -49,6 +49,13 @@ class PRVAccountant(Accountant):
         relation: the neighbouring relation of every answer.
         engine: "certified", or "prv-accountant" for the package of that name, as a cross-check (`prv_package` says
             what it cannot do; that is refused).
+
+    Raises:
+        ParameterError: no engine, or no relation, of that name.
+
+    References:
+        Gopi, Lee, Wutschitz, Numerical Composition of Differential Privacy, 2021. arXiv:2106.02848: composition of
+        privacy loss random variables. The certificate is this module's.
     """
 
     def __init__(

@@ -41,6 +41,10 @@ def new_accountant(
 ) -> Accountant:
     """An empty accountant by name.
 
+    Args:
+        name: "prv", "rdp", "zcdp", "gdp" or "prv-accountant".
+        relation: the neighbouring relation of every answer.
+
     Raises:
         ParameterError: no accountant, or no relation, of that name.
     """
@@ -51,7 +55,11 @@ def new_accountant(
 
 
 def dpsgd(*, noise_multiplier: float, sample_rate: float, steps: int) -> Event:
-    """The event of DP-SGD: `steps` Poisson-sampled Gaussians."""
+    """The event of DP-SGD: `steps` Poisson-sampled Gaussians; arguments as in `interval`.
+
+    References:
+        Abadi et al., Deep Learning with Differential Privacy, 2016. arXiv:1607.00133, Algorithm 1.
+    """
     return Repeated(PoissonSampled(sample_rate, Gaussian(noise_multiplier)), arguments.steps(steps))
 
 
@@ -125,9 +133,12 @@ def delta(
     accountant: AccountantName | str = "prv",
     relation: NeighboringRelation | str = _ADD_OR_REMOVE,
 ) -> float:
-    """Upper bound on the delta of DP-SGD at `epsilon`, in [0, 1]; other arguments as in `interval`.
+    """Upper bound on the delta of DP-SGD, in [0, 1]; other arguments as in `interval`.
 
     With accountant="gdp" and sampling there is no bound: the answer is an `Estimate`.
+
+    Args:
+        epsilon: at which delta is asked for, >= 0 and finite.
     """
     event = dpsgd(noise_multiplier=noise_multiplier, sample_rate=sample_rate, steps=steps)
     return new_accountant(accountant, relation=relation).compose(event).delta(epsilon)

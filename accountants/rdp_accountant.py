@@ -56,6 +56,9 @@ def rdp(
         >>> from accountants.events import Gaussian
         >>> rdp(Gaussian(2.0), [2.0, 3.5]).round(6)
         array([0.25  , 0.4375])
+
+    References:
+        Mironov, Talwar, Zhang, 2019. arXiv:1908.10530, of sampled Gaussians.
     """
     alpha = arguments.orders(orders)
     form = normal_form(event, NeighboringRelation.of(relation))
@@ -69,7 +72,12 @@ def rdp(
 
 
 class RDPAccountant(Accountant):
-    """Renyi accounting. Its upper bounds are sound; it proves no lower bound, so `interval().lower` is 0."""
+    """Renyi accounting. Its upper bounds are sound; it proves no lower bound, so `interval().lower` is 0.
+
+    References:
+        Mironov, Renyi Differential Privacy, 2017. arXiv:1702.07476; Mironov, Talwar, Zhang, Renyi Differential Privacy
+        of the Sampled Gaussian Mechanism, 2019. arXiv:1908.10530
+    """
 
     def _epsilon_interval(self, form: NormalForm, delta: float) -> Interval:
         return Interval(0.0, renyi_bound.epsilon_upper(form, delta))

@@ -75,12 +75,18 @@ class Repetitions:
         mean: E[K], >= 1 (Poisson: > 0), at most a million; a public number.
         shape: eta > -1, at most a million or math.inf; 0 logarithmic, 1 geometric, math.inf Poisson.
 
+    Guarantee:
+        `rdp` bounds the best of them all; the law has to be drawn from in secret, once (`draw`).
+
     Raises:
         ParameterError: mean or shape out of range.
 
     Example:
         >>> round(Repetitions(mean=10, shape=1.0).gamma, 9)
         0.1
+
+    References:
+        Papernot, Steinke, Hyperparameter Tuning with Renyi Differential Privacy, 2022. arXiv:2110.03620
     """
 
     mean: float

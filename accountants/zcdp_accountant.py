@@ -133,17 +133,28 @@ class ZCDPAccountant(Accountant):
 
     For plain Gaussians PRVAccountant is exact, and this one is some 8 % above. Sampled Gaussians are not zCDP with a
     useful rho: they are refused. Proves no lower bound: `interval().lower` is 0.
+
+    References:
+        Bun, Steinke, 2016. arXiv:1605.02065; Canonne, Kamath, Steinke, 2020. arXiv:2004.00010 (the module has both).
     """
 
     @property
     def rho(self) -> float:
-        """What has been composed so far, in nats per order; inf without noise."""
+        """What has been composed so far, in nats per order; inf without noise.
+
+        Raises:
+            UnsupportedEventError: no proof of zCDP for what was composed.
+        """
         form = self._normal_form()
         return math.inf if form.unbounded else _total(form)[1]
 
     @property
     def xi(self) -> float:
-        """What has been composed so far beside rho, in nats; 0 for everything that is plain rho-zCDP."""
+        """What has been composed so far beside rho, in nats; 0 for everything that is plain rho-zCDP.
+
+        Raises:
+            UnsupportedEventError: as for `rho`.
+        """
         form = self._normal_form()
         return math.inf if form.unbounded else _total(form)[0]
 

@@ -27,7 +27,8 @@ def draw_chart(record: Mapping[str, Any], path: Path) -> None:
 
 def chart(record: Mapping[str, Any]) -> Figure:
     """The picture, not yet written."""
-    from matplotlib.figure import Figure  # optional: the extra "plots"
+    from matplotlib.artist import Artist  # optional: the extra "plots"
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -49,7 +50,10 @@ def chart(record: Mapping[str, Any]) -> Figure:
         axes.set(xscale="log", xlim=(LEAST, 1000), xlabel=f"epsilon at delta = {record['settings']['delta']:g}")
         axes.set_title(model, loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    marks = [Patch(color=COLORS[True], label="claim survives"), Patch(color=COLORS[False], label="claim refuted")]
+    marks: list[Artist] = [
+        Patch(color=COLORS[True], label="claim survives"),
+        Patch(color=COLORS[False], label="claim refuted"),
+    ]
     marks.append(Line2D([], [], color="black", linewidth=2, label="claimed"))
     figure.legend(handles=marks, frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return figure

@@ -5,6 +5,7 @@ Each is a context in which training runs as usual and claims what its plan claim
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -32,7 +33,7 @@ _WEIGHTS = "dpdl.private.flat_weights"
 
 def planted(fault: str) -> AbstractContextManager[Any]:
     """Training inside has the fault."""
-    plants = {
+    plants: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         CORRECT: nullcontext,
         HALVED: lambda: patch(_MECHANISM, _half_the_noise),
         NO_CLIP: lambda: patch(_WEIGHTS, _ones),

@@ -50,6 +50,9 @@ class Budget:
         order: the Renyi order of an adaptive budget, > 1; by default the best for un-sampled Gaussian noise. For
             sampled steps take `PrivacyFilter(epsilon=..., delta=..., planned=plan.event()).order`, which lasts longer.
 
+    Guarantee:
+        A ledger under a budget refuses the release that would bring the upper bound on what it holds above it.
+
     Raises:
         ParameterError: a value is out of range.
     """
@@ -72,7 +75,12 @@ class Budget:
             self._filter(NeighboringRelation.ADD_OR_REMOVE)  # refuses an order that proves nothing
 
     def allows(self, counts: Counts, relation: NeighboringRelation) -> bool:
-        """Whether all of these releases together are within the budget."""
+        """Whether all of these releases together are within the budget.
+
+        Args:
+            counts: how often each event has been released.
+            relation: the neighbouring relation under which they are composed.
+        """
         if not self.adaptive:
             return composed(counts, relation).epsilon(self.delta) <= self.epsilon
         keeper = self._filter(relation)
@@ -107,7 +115,12 @@ class Budget:
 
 
 def composed(counts: Counts, relation: NeighboringRelation) -> PRVAccountant:
-    """The accountant of these releases together."""
+    """The accountant of these releases together.
+
+    Args:
+        counts: how often each event was released.
+        relation: the accountant's.
+    """
     return PRVAccountant(relation=relation).compose(Composed(tuple(event * n for event, n in counts.items())))
 
 
@@ -132,6 +145,12 @@ class Allowance:
     def refuse(self, counts: Counts, event: Event, *, count: int = 1, where: str = "the ledger") -> None:
         """Raise unless `count` more releases of `event` fit beside `counts`.
 
+        Args:
+            counts: what was released, by event.
+            event: what is to be.
+            count: how often.
+            where: whose budget it is, for the message.
+
         Raises:
             BudgetExceededError: they do not.
         """
@@ -148,7 +167,11 @@ class Allowance:
         )
 
     def fits(self, counts: Counts, event: Event, *, count: int = 1) -> bool:
-        """Whether `count` more releases of `event` are within the budget beside `counts`."""
+        """Whether `count` more releases of `event` are within the budget beside `counts`.
+
+        Args:
+            counts, event, count: as in `refuse`.
+        """
         wanted = counts.get(event, 0) + count
         if wanted <= self._corner.get(event, 0) and self.covers(counts):
             return True

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
 from dpdl.errors import DataError
 
 __all__ = ["register"]
 
+FOLDER = "DIR"  # the placeholder of options that take one
 SHELLS = ("bash", "zsh", "tcsh")
 
 EXAMPLES = """examples:
@@ -46,5 +49,16 @@ def run(shell: str, whole: argparse.ArgumentParser) -> int:
         import shtab  # optional: the extra "completion"
     except ImportError as error:
         raise DataError("Completion needs shtab: pip install 'dpdl[completion]'.") from error
-    print(shtab.complete(whole, shell=shell))
+    _complete_paths(whole, files=shtab.FILE, folders=shtab.DIRECTORY)
+    sys.stdout.write(shtab.complete(whole, shell=shell) + "\n")
     return 0
+
+
+def _complete_paths(parser: argparse.ArgumentParser, *, files: object, folders: object) -> None:
+    """Say to shtab, by the attribute that it looks for, which arguments are paths."""
+    for action in parser._actions:  # argparse has no public list of them; shtab reads the same one
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _complete_paths(below, files=files, folders=folders)
+        elif action.type is Path or action.metavar == "PATH":
+            vars(action)["complete"] = folders if action.metavar == FOLDER else files

@@ -22,6 +22,8 @@
     PrivacyWarning (UserWarning)          legal, but weaker than it looks
 
 All are raised before anything is spent, and leave weights, ledger and generators as they were.
+
+Outside the tree: `dpdl.audit.AuditFailure`, an `AssertionError`: of a test that failed, not of a call that was refused.
 """
 
 from __future__ import annotations

@@ -156,6 +156,11 @@ class Ledger:
     ) -> None:
         """Raise what `record` would, now; and let no other process take what this release needs.
 
+        Arguments as in `record`.
+
+        Args:
+            ahead: how many releases to make room for at once; a ledger in memory needs no more than this one.
+
         Raises:
             BudgetExceededError, LedgerError, ParameterError: as for `record`.
         """
@@ -170,7 +175,11 @@ class Ledger:
                 self.within.claim(event, label=label, run=run or self.run, branch=branch, number=number, ahead=ahead)
 
     def adopt(self, segments: tuple[Segment, ...]) -> None:
-        """Append releases that have happened elsewhere and are not here yet; no budget can undo them."""
+        """Append releases that have happened elsewhere and are not here yet; no budget can undo them.
+
+        Args:
+            segments: runs of equal releases, as `segments` lists them.
+        """
         with self._lock:
             if self.within is not None:
                 self.within.adopt(tuple(replace(segment, run=segment.run or self.run) for segment in segments))
@@ -179,7 +188,7 @@ class Ledger:
                     self._tally.add(piece)
 
     def give_back(self, run: str | None = None) -> None:
-        """Nothing is recorded ahead in memory."""
+        """Nothing is recorded ahead in memory, for whichever run."""
 
     def _label(self, label: str | None) -> str:
         if label is not None:
@@ -261,7 +270,7 @@ class Ledger:
         return self._tally.labelled(label)
 
     def next_number(self, branch: str, label: str) -> int:
-        """The number of the run's next release on that branch."""
+        """The number of the run's next release of `label` on `branch`, from 0."""
         return self._tally.next_number("", branch, label)
 
     def of_run(self, run: str) -> tuple[Segment, ...]:
@@ -269,7 +278,11 @@ class Ledger:
         return self._tally.of_run(run)
 
     def lacks(self, segments: tuple[Segment, ...]) -> int:
-        """How many of these releases are not here."""
+        """How many of these releases are not here.
+
+        Args:
+            segments: as in `adopt`.
+        """
         return sum(piece.count for segment in segments for piece in self._tally.missing(segment))
 
     @property

@@ -154,7 +154,11 @@ class LedgerFile:
                     self._spend(file, event, key, number, ahead)
 
     def adopt(self, segments: tuple[Segment, ...]) -> None:
-        """Append releases that have happened elsewhere and are not here yet; no budget can undo them."""
+        """Append releases that have happened elsewhere and are not here yet; no budget can undo them.
+
+        Args:
+            segments: runs of equal releases, as `Ledger.segments` lists them.
+        """
         with self._one_thread, self._journal.locked() as file:
             for segment in segments:
                 for piece in self._tally.missing(segment):
@@ -275,7 +279,10 @@ class LedgerFile:
         branch: str | None = None,
         number: int | None = None,
     ) -> bool:
-        """Whether `record` with the same arguments would not be refused, as of now. It records nothing."""
+        """Whether `record` with the same arguments would not be refused, as of now. It records nothing.
+
+        Arguments as in `record`.
+        """
         refuse_nonsense(event, label=label, run=run, branch=branch or "", number=number)
         key = (run, branch or "", label)
         with self._one_thread:
@@ -294,7 +301,7 @@ class LedgerFile:
     ) -> int | None:
         """How many more releases of `event` fit into the budget, up to a million; None if there is no budget.
 
-        Those that are recorded ahead for this run, branch and label are among them.
+        Those that are recorded ahead for this run, branch and label are among them. Arguments as in `record`.
         """
         refuse_nonsense(event, label=label, run=run, branch=branch or "", number=number)
         if self._allowance is None:

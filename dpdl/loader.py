@@ -33,6 +33,10 @@ class PrivateLoader:
         run: knows which step is next.
         share: which of a step's examples this process takes.
         begin_batch: given each batch and its size before it is handed out; returns what is handed out.
+
+    Guarantee:
+        Batches are independent of each other and of the data but for the examples in them: the sampling that the plan's
+        guarantee counts on. Who is in a batch is private.
     """
 
     def __init__(

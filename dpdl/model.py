@@ -45,6 +45,10 @@ class PrivateModel(nn.Module):
         turns: knows the current batch.
         trainable: the parameters that the private optimizer updates, by name, as of now.
         placement: where they are; by default here, whole.
+
+    Guarantee:
+        None for what it computes: outputs, losses and gradients are private. Only the weights that `optimizer.step()`
+        makes are released.
     """
 
     def __init__(

@@ -212,6 +212,9 @@ class PrivacyPlan:
         """The same plan with the least noise multiplier that keeps it within (epsilon, delta).
 
         Guarantee: `plan.calibrated(epsilon=e, delta=d).epsilon(d) <= e`.
+
+        Args:
+            epsilon, delta: the budget.
         """
         sigma = accountants.noise_multiplier(
             epsilon=epsilon,

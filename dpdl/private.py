@@ -44,7 +44,13 @@ private_parameters: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValue
 
 
 class Private(NamedTuple):
-    """What `make_private` returns: use these three, and no longer what they were made from."""
+    """What `make_private` returns: use these three, and no longer what they were made from.
+
+    Attributes:
+        model: takes and gives what yours does, and computes per-sample gradients.
+        optimizer: its `step` clips, adds noise, and records what was spent.
+        loader: its batches are Poisson samples.
+    """
 
     model: PrivateModel
     optimizer: PrivateOptimizer
@@ -89,6 +95,9 @@ def make_private(
         LoaderError: the loader does not treat examples alike, or is not the plan's.
         WrapError: an object is private already, or of a kind that cannot be.
         LedgerError: the ledger is of another neighbouring relation.
+
+    References:
+        Abadi et al., Deep Learning with Differential Privacy, 2016. arXiv:1607.00133, Algorithm 1.
     """
     execution = execution or Execution()
     _refuse_wrong_types(model, optimizer, loader, plan)

@@ -60,10 +60,18 @@ class RandomStream:
     Made by `from_os` (secure), `from_insecure_seed` (reproducible), `child` or `from_state_dict`.
     The key is never shown, pickled, copied, compared or saved.
 
+    Args:
+        key: 32 bytes that nobody else knows.
+        seed: the seed that the key was made from, if it was: the stream is insecure then.
+        labels: the path of children that led here.
+
     Guarantee:
         Words of different messages, or of streams with different labels, cannot be told from
         independent uniform ones without the key. A stream that is not `secure` promises that
         only to those who do not know, and cannot guess, its seed.
+
+    Raises:
+        ParameterError: the key has not 32 bytes.
 
     Example:
         >>> stream = RandomStream.from_insecure_seed(7).child("noise")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dpdl.checkpoint_format import read_tree
 from dpdl.data import load
 from dpdl.errors import CheckpointError, DataError, ParameterError
 from dpdl.execution import EngineName
@@ -87,26 +89,29 @@ def register(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
-    messages = Console(stderr=True)
+    messages = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     output: Path = arguments.output
+    go_on = f"Go on with: dpdl train --resume --output {shlex.quote(str(output))}"
     data_path, settings = _resumed_settings(arguments) if arguments.resume else _settings(arguments)
+    _refuse_missing_device(settings.device)
     with messages.status("Reading images"):
         data = load(data_path)
-    messages.print(str(data), highlight=False)
-    with held_interrupts() as interrupted, _ProgressBar(messages, settings) as bar:
-        result = train(
-            settings,
-            data,
-            output=output,
-            data_path=data_path,
-            resume=arguments.resume,
-            observer=bar,
-            stop=lambda: bool(interrupted),
-        )
-    if arguments.json:
-        sys.stdout.write(json.dumps(result.to_dict(), indent=2) + "\n")
-    else:
-        Console().print(result_table(result))
+    messages.print(str(data))
+    try:
+        with held_interrupts() as interrupted, _ProgressBar(messages) as bar:
+            result = train(
+                settings,
+                data,
+                output=output,
+                data_path=data_path,
+                resume=arguments.resume,
+                observer=bar,
+                stop=lambda: bool(interrupted),
+            )
+    except KeyboardInterrupt:  # the second: the first waits for the end of the step
+        saved = (output / CHECKPOINT).exists()
+        messages.print(f"Stopped within a step. {go_on}" if saved else "Stopped. Nothing is saved yet.")
+        return EXIT_STOPPED
     (output / PAGE).write_text(report_page(result.report, history=result.history), encoding="utf-8")
     written = [WEIGHTS, REPORT, PAGE, CHECKPOINT]
     try:
@@ -114,10 +119,14 @@ def run(arguments: argparse.Namespace) -> int:
         plot_history(result.history, delta=settings.delta, title=title, path=output / PLOT)
         written.append(PLOT)
     except DataError as error:
-        messages.print(f"No plot was written. {error}", highlight=False)
-    messages.print(f"Written to {output}: {', '.join(written)}", highlight=False)
+        messages.print(f"No plot was written. {error}")
+    messages.print(f"Written to {output}: {', '.join(written)}")
+    if arguments.json:
+        sys.stdout.write(json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
+    else:
+        Console().print(result_table(result))
     if not result.completed:
-        messages.print(f"Stopped. Go on with: dpdl train --resume --output {output}", highlight=False)
+        messages.print(f"Stopped. {go_on}")
         return EXIT_STOPPED
     return 0
 
@@ -141,10 +150,11 @@ def _resumed_settings(arguments: argparse.Namespace) -> tuple[str | None, Settin
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ParameterError(f"--resume takes its settings from the saved run; leave out {options}.")
     path = arguments.output / CHECKPOINT
-    try:
-        extra = torch.load(path, weights_only=True)["extra"]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no run to resume in {arguments.output}: {path} is missing.") from error
+    if not path.exists():
+        raise CheckpointError(f"There is no run to resume in {arguments.output}: {path} is missing.")
+    extra = read_tree(path, named=path).get("extra")
+    if not isinstance(extra, dict) or not {"data_path", "settings"} <= extra.keys():
+        raise CheckpointError(f"{path} is not of dpdl train. Resume it with the program that wrote it.")
     return arguments.data or extra["data_path"], Settings.from_json(extra["settings"])
 
 
@@ -154,10 +164,18 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _refuse_missing_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name).item()  # what torch says of a driver that is missing, it says when it is used
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ParameterError(f"--device {name!r} cannot be used: {reason.rstrip('.')}. Give cpu, or cuda.") from error
+
+
 class _ProgressBar(Observer):
     """Steps, accuracy and epsilon as they grow, on stderr."""
 
-    def __init__(self, console: Console, settings: Settings) -> None:
+    def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -169,15 +187,15 @@ class _ProgressBar(Observer):
         self._task = self._progress.add_task("training", total=None, epsilon="0.00", accuracy="-")
 
     def __enter__(self) -> _ProgressBar:
-        self._progress.start()
-        return self
+        return self  # the bar is drawn once there is a plan: what is refused before has none
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def started(self, plan: PrivacyPlan, step: int) -> None:
         """Show the plan."""
-        self._progress.console.print(str(plan), highlight=False)
+        self._progress.console.print(str(plan))
+        self._progress.start()
         self._progress.update(self._task, total=plan.steps, completed=step)
 
     def stepped(self, step: int) -> None:

@@ -7,6 +7,7 @@ user of the library writes.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -155,20 +156,25 @@ class TrainingResult:
     test_images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The report with what was trained, as plain values."""
+        """The report with what was trained, as plain values; an infinite number is the string "inf"."""
         return {
             **self.report.to_dict(),
             "training": {
-                "settings": asdict(self.settings),
+                "settings": _without_infinity(self.settings),
                 "completed": self.completed,
                 "engine": self.engine,
                 "seconds": round(self.seconds, 1),
                 "test_accuracy": self.history[-1].test_accuracy if self.history else None,
                 "test_images": self.test_images,
-                "history": [asdict(point) for point in self.history],
+                "history": [_without_infinity(point) for point in self.history],
                 "remark": "test images are not covered by the guarantee; their accuracy is published without noise",
             },
         }
+
+
+def _without_infinity(values: Settings | HistoryPoint) -> dict[str, Any]:
+    """As plain values that JSON has."""
+    return {name: "inf" if value == math.inf else value for name, value in asdict(values).items()}
 
 
 class Observer:
@@ -254,8 +260,9 @@ def train(
         seconds=time.monotonic() - began,
         test_images=len(data.test_labels),
     )
-    torch.save(averaged.module.state_dict(), output / WEIGHTS)
-    (output / REPORT).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    with (output / WEIGHTS).open("wb") as file:  # given a path, torch has an error of its own for a full disk
+        torch.save(averaged.module.state_dict(), file)
+    (output / REPORT).write_text(json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
     return result
 
 

@@ -91,6 +91,9 @@ class Watchdog:
         stopped: whether no further step fits.
         scheduler: a learning-rate scheduler to save along; set it once it is made.
 
+    Guarantee:
+        With a budget, no step is taken that would bring the upper bound on epsilon above it.
+
     Raises:
         ParameterError: an argument is out of range.
     """
@@ -134,6 +137,9 @@ class Watchdog:
 
     def attach(self, model: PrivateModel, optimizer: PrivateOptimizer) -> None:
         """Watch a run, from its next step on. `make_private(..., watchdog=...)` does this.
+
+        Args:
+            model, optimizer: of the run, as `make_private` returns them.
 
         Raises:
             WrapError: it watches another run already.

@@ -84,6 +84,10 @@ class PrivacyFilter:
     Raises:
         ParameterError: an argument out of range, or an order at which no spending proves the budget.
         UnsupportedEventError: no proof for the planned event.
+
+    References:
+        Feldman, Zrnic, 2021. arXiv:2008.11193; Lecuyer, 2021. arXiv:2103.01379; Whitehouse et al., 2023.
+        arXiv:2203.05481 (the module has which proves what).
     """
 
     def __init__(
@@ -183,7 +187,7 @@ class PrivacyFilter:
         return {**self._identity(), "spent": self._spent, "granted": self._granted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what a filter with the same budget had spent.
+        """Take over what a filter with the same budget had spent, from its `state_dict`.
 
         Raises:
             ParameterError: another budget, kind, order or relation; a missing or unknown field; or less spent than
@@ -307,6 +311,11 @@ def order_for_budget(epsilon: float, delta: float) -> float:
 
 def order_for_plan(planned: Event, *, epsilon: float, delta: float, relation: NeighboringRelation) -> float:
     """The order at which the budget is the largest multiple of what `planned` spends.
+
+    Args:
+        planned: everything that the run is to release.
+        epsilon, delta: the budget, as in `PrivacyFilter`.
+        relation: the neighbouring relation.
 
     Raises:
         ParameterError: the planned event spends nothing, or everything.

@@ -84,6 +84,9 @@ class IndividualAccountant:
     Raises:
         ParameterError: an argument out of range.
         UnsupportedEventError: relation is "replace_one".
+
+    References:
+        Feldman, Zrnic, 2021. arXiv:2008.11193; Yu et al., 2022. arXiv:2206.02617 (the module has both).
     """
 
     def __init__(
@@ -169,6 +172,9 @@ class IndividualAccountant:
         Returns:
             Shape [N], in [0, inf].
 
+        Guarantee:
+            None to an adaptive run as a whole: it describes what happened. `active` and `odometer_epsilon` bound.
+
         Raises:
             ParameterError: delta or an index out of range.
         """
@@ -208,9 +214,9 @@ class IndividualAccountant:
             sample_rate: of the next step.
             order: one of `orders`, the same at every call; by default the one at which Gaussian noise lasts longest.
                 Sampled steps last longer at another: `filters.order_for_plan` finds it for a planned run.
-            norms: gradient norms in the next step, as for `step`; by default all are taken to be the clip norm.
+            norms: gradient norms in the next step, shape [N], as for `step`; by default all are the clip norm.
             max_grad_norm: as for `step`.
-            indices: as for `step`.
+            indices: shape [N], as for `step`.
 
         Returns:
             Mask, shape [size]; private. False: leave the example's gradient out of the sum, in this step at

@@ -81,6 +81,9 @@ class PrivacyOdometer:
 
     Raises:
         ParameterError: an argument out of range.
+
+    References:
+        Lecuyer, 2021. arXiv:2103.01379; Whitehouse et al., 2023. arXiv:2203.05481 (the module has both).
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class PrivacyOdometer:
         return {**self._identity(), "spent": self._spent.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what an odometer with the same delta, orders and relation had spent.
+        """Take over what an odometer with the same delta, orders and relation had spent, from its `state_dict`.
 
         Raises:
             ParameterError: other arguments, a missing or unknown field, or less spent at some order than here.

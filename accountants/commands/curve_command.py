@@ -9,6 +9,7 @@ from accountants import queries
 from accountants.commands import plan_options
 from accountants.commands.answer import Answer, aligned
 from accountants.commands.figure import plot_epsilon
+from accountants.commands.plot_option import refuse_what_cannot_be_drawn
 from accountants.commands.rounding import rounded_up
 from accountants.errors import ParameterError
 from accountants.relation import NeighboringRelation
@@ -23,6 +24,7 @@ def answer(arguments: argparse.Namespace) -> Answer:
     Raises:
         PrivacyError: the plan or the number of points makes no sense, no proof is known, or the plot cannot be drawn.
     """
+    refuse_what_cannot_be_drawn(arguments.plot)
     plan = plan_options.plan(arguments)
     points = POINTS if arguments.points is None else arguments.points
     if not 1 <= points <= _MOST_POINTS:

@@ -14,6 +14,7 @@ from accountants import queries
 from accountants.commands import plan_options
 from accountants.commands.answer import Answer, aligned
 from accountants.commands.figure import plot_trade_off
+from accountants.commands.plot_option import refuse_what_cannot_be_drawn
 from accountants.commands.rounding import bounds, percent_up, rounded_up
 from accountants.events import Event, Group
 from accountants.interval import Interval
@@ -35,6 +36,7 @@ def answer(arguments: argparse.Namespace) -> Answer:
     Raises:
         PrivacyError: the plan makes no sense, no proof is known, or the plot cannot be drawn.
     """
+    refuse_what_cannot_be_drawn(arguments.plot)
     plan = plan_options.plan(arguments)
     relation = NeighboringRelation.of(arguments.relation)
     event = queries.dpsgd(**plan)

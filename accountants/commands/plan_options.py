@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, get_args
 
 from accountants.commands.rounding import rounded_down
@@ -55,13 +54,6 @@ def add_length(parser: argparse.ArgumentParser) -> None:
     """The number of steps, or of epochs."""
     add(parser, "--steps", int, "noisy steps")
     add(parser, "--epochs", int, "in place of --steps: ceil(dataset size / batch size) steps each")
-
-
-def add_plot(parser: argparse.ArgumentParser, what: str) -> None:
-    """Where to draw `what`."""
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help=f"draw {what} there (.png, .pdf, .svg); needs dpdl[plots]"
-    )
 
 
 def add(parser: argparse.ArgumentParser, flag: str, kind: type, purpose: str, *, required: bool = False) -> None:

@@ -28,6 +28,9 @@ class Event:
 
     Subclasses are frozen dataclasses that name their `kind` in JSON: `class Gaussian(Event, kind="gaussian")`. Their
     fields are numbers, strings, events, or tuples of those.
+
+    Guarantee:
+        None by itself: an event describes what ran, and an accountant bounds what that spends.
     """
 
     def __init_subclass__(cls, *, kind: str) -> None:
@@ -88,6 +91,12 @@ class Repeated(Event, kind="repeated"):
     Args:
         event: what is repeated.
         count: an int >= 0; 0 releases nothing.
+
+    Guarantee:
+        An accountant bounds all repetitions together, each of which may depend on the answers before it.
+
+    Raises:
+        ParameterError: not an event, or a count that is not an int >= 0.
     """
 
     event: Event
@@ -113,6 +122,9 @@ class Composed(Event, kind="composed"):
 
     Args:
         events: any iterable of events, in order.
+
+    Raises:
+        ParameterError: not a list of events.
 
     Example:
         >>> from accountants.events import Gaussian, Laplace

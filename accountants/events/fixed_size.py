@@ -30,6 +30,9 @@ class SampledWithoutReplacement(Event, kind="sampled_without_replacement"):
         dataset_size: the number of examples, public.
         event: un-sampled Gaussian or Laplace noise, what runs on each batch.
 
+    Raises:
+        ParameterError: a size that is not an int >= 1, a batch larger than the data set, or not an event.
+
     References:
         [1] Zhu, Dong, Wang, Optimal Accounting of Differential Privacy via Characteristic Function, 2022.
             arXiv:2106.08567

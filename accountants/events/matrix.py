@@ -27,7 +27,7 @@ class MatrixFactorization(Event, kind="matrix_factorization"):
 
     Examples are split, without looking at them, into `bands` groups; step t draws from group t mod bands, each member
     independently with probability sample_rate. So an example takes part in at most ceil(steps / bands) steps, at
-    least `bands` apart, whose columns of C share no row: the release is ceil(steps / bands) rounds of
+    least `bands` apart, whose columns of C share no row: the release is dominated by ceil(steps / bands) rounds of
     PoissonSampled(sample_rate, Gaussian(noise_multiplier)) on disjoint rows. One band is DP-SGD itself. At
     sample_rate 1 it is one Gaussian, of noise multiplier noise_multiplier / sqrt(ceil(steps / bands)).
 

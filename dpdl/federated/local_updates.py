@@ -118,6 +118,9 @@ class LocalUpdateDP(AccountableClient):
 
     Raises:
         ParameterError, LedgerError: arguments out of range, or a ledger of another relation.
+
+    References:
+        Duchi, Jordan, Wainwright, Local Privacy and Statistical Minimax Rates, FOCS 2013. arXiv:1302.3203
     """
 
     def __init__(
@@ -161,7 +164,7 @@ class LocalUpdateDP(AccountableClient):
     # ── rounds ──────────────────────────────────────────────────────────────────────────────────────
 
     def answer(self, request: FitRequest) -> FitReply | Refusal:
-        """The client's answer, its update made private.
+        """The client's answer to the request, its update made private.
 
         If the ledger has no room for one more update, the client is not asked: its data is not touched.
         """
@@ -238,7 +241,11 @@ class LocalUpdateDP(AccountableClient):
         return tuple(self._sent)
 
     def report(self, delta: float) -> AdversaryReport:
-        """What is promised to the client as a whole and to each of its records, against whom."""
+        """What is promised to the client as a whole and to each of its records, against whom.
+
+        Args:
+            delta: in (0, 1), at which epsilon is said.
+        """
         spent = self.spending(delta)
         of_client = claims_against_all(
             unit="client",

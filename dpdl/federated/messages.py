@@ -57,7 +57,7 @@ class FitReply:
         client: its name.
         round: the request's.
         update: by parameter name, weights after training less the request's, in their shapes and dtypes, on the CPU.
-        base: the request's state, so that `state` can be told; it is not sent.
+        base: the request's state, by name, so that `state` can be told; it is not sent.
         tied: by further names of the model's parameters, the name under which their change is in `update`; it is not
             sent.
         releases: everything that leaves with this reply, and what covers it.
@@ -76,7 +76,7 @@ class FitReply:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The client's weights: the request's state and the update, a tied parameter the same under each name."""
+        """The client's weights by name: the request's and the update, a tied parameter the same under each name."""
         moved = {name: self.base[name] + change.to(self.base[name]) for name, change in self.update.items()}
         tied = {name: moved[one] for name, one in self.tied.items() if name in self.base and one in moved}
         return {**self.base, **moved, **tied}
@@ -113,4 +113,4 @@ class Client(Protocol):
         """What the server calls it."""
 
     def answer(self, request: FitRequest) -> FitReply | Refusal:
-        """Train and reply, or say why not. Raises nothing that a server should count instead."""
+        """Train as the request says and reply, or say why not. Raises nothing that a server should count instead."""

@@ -63,6 +63,9 @@ class Normalisation:
         Returns:
             For each feature the largest error of its mean, and of its std (against the true one, or the floor where
             that is smaller). They say nothing of what clipping to the bounds, or a client that lies, has changed.
+
+        Raises:
+            ParameterError: probability is not in (0, 1).
         """
         if not 0 < probability < 1:
             raise ParameterError(f"probability must be in (0, 1), got {probability!r}.")

@@ -54,7 +54,7 @@ class PlainClient:
         name, model, dataset, loss_fn, optimizer: as of `DPClient`.
         batch_size: records in a batch.
         steps: local steps a round, unless the request says.
-        proximal: FedProx's mu.
+        proximal: FedProx's mu (arXiv:1812.06127).
         train: your own loop, `train(model, optimizer, loader, steps)`.
         insecure_seed: makes batches and dropout a function of (seed, name, federation, round).
         send_buffers: whether changes of buffers leave, too.
@@ -125,7 +125,7 @@ class PlainClient:
         return self._metrics
 
     def answer(self, request: FitRequest) -> FitReply | Refusal:
-        """Train and reply; errors become refusals."""
+        """Train as the request says and reply; errors become refusals."""
         with self._one_at_a_time:
             self._begun = False
             try:

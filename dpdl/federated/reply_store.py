@@ -92,6 +92,11 @@ class ReplyStore:
     def put(self, reply: FitReply, request: FitRequest, digest: str) -> None:
         """Keep a reply that is about to be handed out.
 
+        Args:
+            reply: what the client has made of it.
+            request: what it answers.
+            digest: of the request, by which `find` knows it again.
+
         Raises:
             CheckpointError: it could not be written; it must not be handed out.
         """

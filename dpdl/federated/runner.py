@@ -89,6 +89,9 @@ def run_federated(
     Returns:
         History, report and state. If the server's budget or plan ends before the rounds, `stopped` says so.
 
+    Guarantee:
+        None of its own: `FederatedRun.report` has the claims of the server and of each client.
+
     Raises:
         BudgetExceededError, PlanExhaustedError: the server's budget or plan does not allow even the first round.
         ParameterError: an argument is out of range, or two clients have one name.

@@ -58,7 +58,7 @@ class FederatedServer:
     """A federation's global model, round by round.
 
     Args:
-        state: the model, or its state; see `dpdl.federated.global_model` for what is averaged of it.
+        state: the model, or its state by name; see `dpdl.federated.global_model` for what is averaged of it.
         sampling: who is chosen; that of the plan by default, and everybody where there is none.
         optimizer: what becomes of a mean update; plain FedAvg by default.
         plan: of client-level privacy; None for none.
@@ -151,12 +151,19 @@ class FederatedServer:
         return None if self._noisy is None else self._noisy.max_update_norm
 
     def epsilon(self, delta: float) -> float:
-        """An upper bound on what the rounds so far have spent, for the unit of one client; infinite without a plan."""
+        """An upper bound at `delta` on what the rounds so far have spent; infinite without a plan.
+
+        The unit is one client.
+        """
         delta = arguments.delta(delta)
         return math.inf if self._noisy is None else self._noisy.ledger.epsilon(delta)
 
     def claims(self, delta: float) -> tuple[Claim, ...]:
-        """What the server's noise promises of one client: to the server, to other clients, to model consumers."""
+        """What the server's noise promises of one client: to the server, to other clients, to model consumers.
+
+        Args:
+            delta: in (0, 1), at which epsilon is said.
+        """
         return claims_of(
             self.plan,
             self.ledger,

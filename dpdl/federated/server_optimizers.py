@@ -77,7 +77,7 @@ class ServerOptimizer(ABC):
         return {"optimizer": type(self).__name__, "slots": {slot: dict(of) for slot, of in self._slots().items()}}
 
     def refuse_unfit(self, state: object, like: Tensors) -> None:
-        """Raise unless `load_state_dict` can take a state, for tensors such as these.
+        """Raise unless `load_state_dict` can take `state`, for tensors such as those of `like`.
 
         Raises:
             CheckpointError: it is another optimizer's, of other tensors, or damaged.

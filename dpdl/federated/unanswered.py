@@ -118,7 +118,7 @@ class UnansweredRounds(ABC):
         self._settle(not_the_data)
 
     def refuse_to_go_on(self, max_failures: int) -> None:
-        """Raise if that many rounds wait for the owner.
+        """Raise if max_failures rounds, or more, wait for the owner.
 
         Raises:
             StepError: they do.

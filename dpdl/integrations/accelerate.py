@@ -99,6 +99,9 @@ def prepare_private(
         accelerator: an `accelerate.Accelerator`.
         model, optimizer, loader, plan, execution, ledger: as for `make_private`.
 
+    Guarantee:
+        That of `make_private`.
+
     Raises:
         ParameterError: the accelerator is set to what a private run cannot do.
         WrapError: an object was prepared before.

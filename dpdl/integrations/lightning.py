@@ -45,6 +45,9 @@ def private_training(private: Private, *, delta: float, log_as: str = "epsilon")
         A `Callback`, for the Trainer of `lightning` or of `pytorch_lightning`. Fit on its `loader`, which gives one
         batch for each step.
 
+    Guarantee:
+        That of `make_private`: it steps through its optimizer alone, and the epsilon in the logs is an upper bound.
+
     Raises:
         WrapError: `private` is something else.
         ImportError: neither package is installed.

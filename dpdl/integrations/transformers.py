@@ -115,7 +115,11 @@ class PrivateTraining(_Trainer):
         )
 
     def get_train_dataloader(self) -> Any:
-        """The private loader; a logical batch counts as one, in however many parts it comes."""
+        """The private loader; a logical batch counts as one, in however many parts it comes.
+
+        Raises:
+            ParameterError: the training arguments ask for more steps than the plan has.
+        """
         loader = self.private.loader
         asked = self.args.max_steps if self.args.max_steps > 0 else math.ceil(self.args.num_train_epochs * len(loader))
         if asked > self._plan.steps:
@@ -136,7 +140,19 @@ class PrivateTraining(_Trainer):
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward, for all parts of the logical batch; the Trainer's optimizer step ends the last one."""
+        """Forward and backward, for all parts of the logical batch; the Trainer's optimizer step ends the last one.
+
+        Args:
+            model: the private model, or what the Trainer made of it.
+            inputs: one part of a logical batch.
+            num_items_in_batch: the Trainer's count; not used, as the plan's expected batch size divides.
+
+        Returns:
+            The loss of this part, a scalar.
+
+        Raises:
+            CheckpointError: training was resumed without the optimizer that knows what was spent.
+        """
         self._refuse_forgotten_spending()
         loss: Tensor = super().training_step(model, inputs)
         for part in self._batches.other_parts():
@@ -146,7 +162,13 @@ class PrivateTraining(_Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The mean over examples of each one's own loss, from the model's outputs where that is known how."""
+        """The mean over examples of each one's own loss, from the model's outputs where that is known how.
+
+        Args:
+            model, inputs: as in `training_step`.
+            return_outputs: return the outputs too, as a pair.
+            num_items_in_batch: the Trainer's, outside of training; in training each example has its own loss.
+        """
         if self._private is None or model is not self._private.model:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.get("labels")
@@ -175,7 +197,7 @@ class PrivateTraining(_Trainer):
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's, with epsilon."""
+        """As the Trainer's, with epsilon among the `logs`."""
         if self._private is not None and "loss" in logs:
             logs = {**logs, "epsilon": self._private.optimizer.epsilon(self.delta)}
         super().log(logs, *args, **kwargs)

@@ -42,6 +42,9 @@ def papernot_cnn(*, in_channels: int = 1, image_size: tuple[int, int] = (28, 28)
     Example:
         >>> sum(weights.numel() for weights in papernot_cnn().parameters())
         26010
+
+    References:
+        Papernot et al., 2021. arXiv:2007.14191, Table 1; Tramèr and Boneh, 2021. arXiv:2011.11660.
     """
     if min(image_size) < SMALLEST_SIDE:
         raise ParameterError(f"image_size must be at least {SMALLEST_SIDE} a side, got {image_size}. Use 'mlp'.")

@@ -26,6 +26,7 @@ _BUILDERS: Mapping[str, _Builder] = {
     "logistic": logistic,
 }
 
+# What build_model takes; "auto" is chosen by the size of the images.
 MODEL_NAMES = ("auto", *_BUILDERS)
 
 
@@ -68,6 +69,9 @@ def build_model(name: str = "auto", *, in_channels: int, image_size: int | tuple
 
 def automatic_name(image_size: tuple[int, int]) -> str:
     """The model that "auto" stands for.
+
+    Args:
+        image_size: height and width.
 
     Example:
         >>> automatic_name((28, 28)), automatic_name((32, 32)), automatic_name((8, 8))

@@ -43,6 +43,9 @@ def tramer_boneh_cifar_cnn(
     Example:
         >>> sum(weights.numel() for weights in tramer_boneh_cifar_cnn().parameters())
         550570
+
+    References:
+        Tramèr and Boneh, 2021. arXiv:2011.11660; Papernot et al., 2021. arXiv:2007.14191 (the module has both).
     """
     if min(image_size) < SMALLEST_SIDE:
         raise ParameterError(f"image_size must be at least {SMALLEST_SIDE} a side, got {image_size}. Use 'mlp'.")

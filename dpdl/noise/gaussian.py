@@ -77,6 +77,9 @@ def gaussian_mechanism(
             outside [1e-250, 1e250].
         AssertionError: the sum is not finite, its dtype is narrower than float32, or the sensitivity
             is not positive: the clipping stage has broken its promise.
+
+    References:
+        Abadi et al., Deep Learning with Differential Privacy, 2016. arXiv:1607.00133, Algorithm 1.
     """
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
         raise ParameterError(f"noise_multiplier must be finite and >= 0, got {noise_multiplier}.")

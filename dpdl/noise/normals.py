@@ -89,7 +89,7 @@ _SMALLEST = torch.tensor(_SMALLEST_SQUARE, dtype=torch.float64, device="cpu")
 
 
 def total_variation(count: int) -> float:
-    """How far `count` values are, jointly, from the ideal at the head of this module: at most this."""
+    """An upper bound on how far `count` values are, jointly, from the ideal at the head of this module."""
     return count * 2.0**-80 + math.sqrt(count) * 2.0**-43
 
 
@@ -108,6 +108,9 @@ def standard_normals(stream: RandomStream, count: int, *, step: int) -> Tensor:
     Guarantee:
         See the head of this module: T d of them are jointly within
         T d 2^-80 + sqrt(T d) 2^-43 of the ideal in total variation.
+
+    Raises:
+        ParameterError: count is negative.
 
     Example:
         >>> standard_normals(RandomStream.from_insecure_seed(7), 3, step=0)

@@ -62,10 +62,10 @@ class _Saved:
 
 
 class PrivateOptimizer(torch.optim.Optimizer):
-    """A `torch.optim.Optimizer` whose gradients are clipped, summed and noised.
+    """A `torch.optim.Optimizer` whose gradients are clipped, summed and noised: DP-SGD, arXiv:1607.00133.
 
-    Made by `make_private`. Parameter groups and state are the wrapped optimizer's own, so learning-rate
-    schedulers work on it. `step()` closes the private loader's current batch; the weights move when it
+    Made by `make_private`, which has the guarantee. Parameter groups and state are the wrapped optimizer's own, so
+    learning-rate schedulers work on it. `step()` closes the private loader's current batch; the weights move when it
     completes a logical batch. After that step, until the next backward, `p.grad` holds the noisy average that was
     applied.
 
@@ -261,7 +261,7 @@ class PrivateOptimizer(torch.optim.Optimizer):
             self._loss_scale.mark(self.trainable(), self._released)
 
     def trainable(self) -> dict[str, Tensor]:
-        """The parameters that are trained privately, by their names in the model, as of now."""
+        """The parameters that are trained privately, by name in the model, as of now."""
         held = {id(p) for group in self.inner.param_groups for p in group["params"]}
         return {n: p for n, p in self._model.named_parameters() if p.requires_grad and id(p) in held}
 
@@ -306,7 +306,11 @@ class PrivateOptimizer(torch.optim.Optimizer):
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused: parameters must be known when the optimizer is made private."""
+        """Refused: parameters must be known when the optimizer is made private.
+
+        Raises:
+            WrapError: always.
+        """
         if self._ready:
             raise WrapError(
                 "add_param_group on a private optimizer: the new parameters would not be part of what was "

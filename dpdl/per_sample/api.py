@@ -45,6 +45,9 @@ def per_sample_gradients(
     Returns:
         Parameter name to [N, *shape], for each parameter that requires a gradient. Never divided by N.
 
+    Guarantee:
+        No privacy: each row is a function of one private example.
+
     Raises:
         ModelError: the model mixes examples, or the engine cannot run it.
         LossError: the loss is not what loss_reduction says.
@@ -81,6 +84,13 @@ def per_sample_norms(
 
     Returns:
         Norms, shape [N], float32 or wider.
+
+    Guarantee:
+        No privacy: each norm is a function of one private example.
+
+    References:
+        [1] Goodfellow, Efficient Per-Example Gradient Computations, 2015. arXiv:1510.01799: norms without gradients,
+            where the engine can.
     """
     norms: list[Tensor] = []
 
@@ -103,7 +113,10 @@ def clipped_sum(
 ) -> dict[str, Tensor]:
     """The sum over examples of gradients clipped to L2 norm max_grad_norm.
 
-    Args and errors: as in `per_sample_gradients`; max_grad_norm > 0.
+    Args and errors: as in `per_sample_gradients`.
+
+    Args:
+        max_grad_norm: C > 0.
 
     Returns:
         Parameter name to a tensor of the parameter's shape, float32 or wider.
@@ -111,6 +124,13 @@ def clipped_sum(
     Guarantee:
         Adding or removing one example moves the whole by at most max_grad_norm in L2 norm. An example
         with a non-finite gradient does not enter.
+
+    Raises:
+        ParameterError: max_grad_norm is not positive.
+
+    References:
+        [1] Li, Tramèr, Liang, Hashimoto, Large Language Models Can Be Strong Differentially Private Learners, 2022.
+            arXiv:2110.05679: clipping from norms alone, where the engine can.
     """
     if not max_grad_norm > 0:
         raise ParameterError(f"max_grad_norm must be > 0, got {max_grad_norm}.")

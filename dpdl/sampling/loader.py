@@ -30,6 +30,9 @@ class PhysicalBatches:
         max_physical_batch_size: the most examples in a part; None for no limit.
         share: which of a step's examples are taken; the rest are other processes'.
 
+    Guarantee:
+        The parts of a step hold its draw's examples, each once, and nobody else's; of a step that drew nobody, none.
+
     Raises:
         LoaderError: an empty batch cannot be made of what the collate function returns.
     """
@@ -50,7 +53,11 @@ class PhysicalBatches:
         _emptied(collate([loader.dataset[0]]))  # an empty batch will come; if it cannot be made, better now
 
     def of_steps(self, steps: range) -> Iterator[tuple[Any, int, bool]]:
-        """Batches in order, each with its size and whether it is the last part of its step."""
+        """Batches of these steps in order, each with its size and whether it is the last part of its step.
+
+        Raises:
+            LoaderError: a step drew nobody, and what the loader gives cannot be emptied.
+        """
         forms: deque[tuple[int, bool]] = deque()
         dataset, collate = by_rows(self._loader.dataset, self._loader.collate_fn)
         batches = DataLoader(

@@ -56,6 +56,9 @@ class PoissonSampler:
         >>> sampler = PoissonSampler(20, 0.25, RandomStream.from_insecure_seed(7))
         >>> sampler.draw(0), sampler.draw(1)
         (array([ 2,  3,  5,  6, 11, 12, 15, 16, 18]), array([ 2,  4, 17]))
+
+    References:
+        Mironov, Talwar and Zhang, 2019 (the module has it). arXiv:1908.10530, section 3.
     """
 
     def __init__(self, dataset_size: int, sample_rate: float, stream: RandomStream) -> None:

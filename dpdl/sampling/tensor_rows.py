@@ -23,6 +23,10 @@ def by_rows(dataset: Dataset[Any], collate: Collate | None) -> tuple[Dataset[Any
 
     That is so for a `TensorDataset` itself (a subclass may do anything for an example) and torch's own collate
     function.
+
+    Args:
+        dataset: what the loader was made of.
+        collate: its collate function; None stands for torch's own.
     """
     if type(dataset) is not TensorDataset or (collate is not None and collate is not default_collate):
         return dataset, collate

@@ -64,6 +64,12 @@ class Channel(Protocol):
     ) -> Packet:
         """Ask and wait.
 
+        Args:
+            kind: what it is about.
+            header: plain values, by name.
+            tensors: dense, by name.
+            timeout: seconds to wait.
+
         Raises:
             ChannelError: no reply in time, the connection is gone, or what came is not a reply to this.
         """

@@ -55,7 +55,7 @@ class SplitClient:
         party: which party this is.
         plan: what all parties are held to.
         optimizer: of its parts' parameters; None if none trains.
-        data: its own columns, or None if it only drives.
+        data: its own columns, by name, or None if it only drives.
         channels: to the parties that it asks.
         name: what it is called where there are several clients; by default as the party.
         clip: as all parties agree; by default the plan's norm in equal parts.
@@ -64,6 +64,10 @@ class SplitClient:
             plan count as this plan's, too: another run of its own needs another name.
         execution: speed and memory.
         timeout: seconds to wait for an answer.
+
+    Guarantee:
+        The claims of `report`: steps are in the ledger before anything is computed. What crosses a cut is protected by
+        `release` alone.
 
     Raises:
         ParameterError, ModelError, WrapError: something does not fit; nothing was changed.
@@ -156,6 +160,7 @@ class SplitClient:
             PlanExhaustedError, BudgetExceededError: it is not within the plan and all budgets.
             ExampleMixingError, LossError, ManifestError: before the first step, the network cannot be trained so.
             ChannelError: a party does not answer. The step is spent, and the next one is another.
+            StepError: parties wait for each other, which is a fault of what carries packets. The step is spent.
         """
         self._run.refuse_overspending()
         self.get_ready()
@@ -190,6 +195,7 @@ class SplitClient:
         Raises:
             ManifestError: parties have not agreed on the same run.
             ExampleMixingError, LossError, ModelError: a part or a loss is of a kind that cannot be trained so.
+            StepError: as `step`.
         """
         if not self._ready:
             self.probe()
@@ -204,6 +210,7 @@ class SplitClient:
         Raises:
             ExampleMixingError: the change of one row reached others, here or behind a cut.
             ModelError: gradients that come back are zero or not finite in all of a few attempts, which shows nothing.
+            StepError: as `step`.
         """
         self._greet()
         missing, seen = cuts_to_show(self.party.graph, self.party.name), False
@@ -259,15 +266,16 @@ class SplitClient:
         """What the heads' parts say, in eval mode: only forward, and each row that crosses a cut is a release.
 
         Args:
-            columns: this party's data, by column; a tensor, if it has one column that feeds a part.
-            rows: in place of columns, numbers of rows that all parties have.
+            columns: this party's data, by column, [n, ...]; a tensor, if it has one column that feeds a part.
+            rows: in place of columns, shape [n], int64: numbers of rows that all parties have.
 
         Returns:
-            Head to its part's output.
+            Head to its part's output, [n, ...].
 
         Raises:
             ParameterError: neither or both are given, columns are missing, or rows are not shaped as this party's data.
             DataError: there are no rows of such numbers. In both cases nothing was sent.
+            StepError: as `step`.
         """
         if (columns is None) == (rows is None):
             raise ParameterError("Give either columns or rows to predict.")

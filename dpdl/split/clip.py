@@ -66,7 +66,12 @@ class PartClip:
 
     @classmethod
     def equal(cls, total: float, graph: SplitGraph) -> PartClip:
-        """The same C_h for every part that trains, C / sqrt(parts), so that together they are C = total."""
+        """The same C_h for every part that trains, C / sqrt(parts), so that together they are C = `total`.
+
+        Args:
+            total: C > 0.
+            graph: whose parts.
+        """
         return cls(max_grad_norm=total / math.sqrt(len(graph.trained)))
 
     def of(self, part: str) -> float:
@@ -74,7 +79,7 @@ class PartClip:
         return self.max_grad_norm[part] if isinstance(self.max_grad_norm, Mapping) else self.max_grad_norm
 
     def total(self, graph: SplitGraph) -> float:
-        """C, the most that one row moves all parts' sums together.
+        """C, the most that one row moves the sums of all parts of a graph together.
 
         Raises:
             ParameterError: a norm is missing, for no part that trains, or not positive.
@@ -115,7 +120,7 @@ class JointClip:
         object.__setattr__(self, "max_grad_norm", _norm("max_grad_norm of JointClip", self.max_grad_norm))
 
     def total(self, graph: SplitGraph) -> float:
-        """C.
+        """C, the same for any graph.
 
         Raises:
             ParameterError: it is not positive.

@@ -27,7 +27,7 @@ class Columns:
     """Rows by number.
 
     Args:
-        tensors: column to a tensor, rows first, all of one length.
+        tensors: column to a tensor [n, ...], rows first, all of one length.
 
     Raises:
         ParameterError: there is none, or they are of several lengths.
@@ -78,7 +78,7 @@ class Columns:
         return self._length
 
     def rows(self, numbers: Tensor) -> dict[str, Tensor]:
-        """The rows of these numbers, by column.
+        """The rows of these numbers: by column, a tensor [k, ...] for `numbers` of shape [k], int64.
 
         Raises:
             DataError: a number is out of range, or the data does not have that many rows.
@@ -102,6 +102,12 @@ class Columns:
             count: how many.
             seed: the same seed, the same rows.
             exchanged: one row that is another than it would be.
+
+        Returns:
+            By column, shape [count, ...].
+
+        Raises:
+            DataError: the data gives something else than rows.
         """
         generator = torch.Generator().manual_seed(seed)
         return {name: _made_up(t, count, generator, exchanged) for name, t in self.rows(torch.arange(0)).items()}

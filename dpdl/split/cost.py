@@ -102,6 +102,10 @@ class Workload:
 def compare(network: NetworkCost, workload: Workload) -> CostReport:
     """Split, federated and large-batch training of the same network on the same records.
 
+    Args:
+        network: the network as `measure_network` has counted it.
+        workload: the records, clients and batches.
+
     Raises:
         ParameterError: the workload's labels are not where the network's loss is.
     """

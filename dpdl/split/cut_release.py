@@ -44,8 +44,14 @@ class CutRelease:
         noise_multiplier: s, noise std over C_z; > 0.
         mode: "per_step", or "release_once".
 
+    Guarantee:
+        Each release of a row is `event`, to whoever receives it. The module says what a run of them adds up to.
+
     Raises:
         ParameterError: noise without clipping, no noise, or an unknown mode.
+
+    References:
+        Pham et al., 2023. arXiv:2310.14434; Titcombe et al., 2021. arXiv:2104.05743 (the module has both)
     """
 
     max_norm: float

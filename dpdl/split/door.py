@@ -88,6 +88,10 @@ class ReleaseDoor:
         stream: of this door alone; each kind of content gets a child.
         once: with activations of mode "release_once".
 
+    Guarantee:
+        What has a mechanism leaves only through it, and is in the ledger before. What has none leaves as it is, and is
+        named in reports.
+
     Raises:
         ParameterError: `once` is missing or left over, the ledger is of another relation, or an argument is of another
             kind.
@@ -184,7 +188,7 @@ class ReleaseDoor:
             )
 
     def __call__(self, leaving: Leaving) -> Departed:
-        """What leaves instead; recorded in the ledger before it is made.
+        """What leaves instead of `leaving`; recorded in the ledger before it is made.
 
         Raises:
             BudgetExceededError: it would overspend.

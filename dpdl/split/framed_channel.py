@@ -57,13 +57,14 @@ class FramedChannel(ABC):
         Args:
             kind: what it is about.
             header: plain values; with "session" and "step", where the other party guards against repetitions.
-            tensors: dense, on the CPU.
+            tensors: by name; dense, on the CPU.
             timeout: seconds.
 
         Raises:
             ChannelError: no reply in time, the connection is gone, or what came is not a reply to this. Whether the
                 other party has acted on it is then unknown.
             PrivacyError: of whatever class, as the other party has raised it.
+            ParameterError: timeout is not a finite number of seconds > 0.
         """
         frame = frames.encode(Packet(kind=kind, header=header, tensors=tensors), self.limits)
         return understood(self.exchange(frame, timeout=timeout))
@@ -72,8 +73,13 @@ class FramedChannel(ABC):
     def exchange(self, frame: bytes, *, timeout: float) -> Packet:
         """Send a frame, and the reply to it as it is: a packet of the same kind, or "error".
 
+        Args:
+            frame: as `frames.encode` makes it.
+            timeout: seconds.
+
         Raises:
             ChannelError: as `request`.
+            ParameterError: as `request`.
         """
         refuse_timeout(timeout)
         with self._counting:

@@ -32,8 +32,14 @@ class GradientRelease:
         max_norm: C_d, largest L2 norm of the gradient with respect to one row, of a loss that is summed over rows.
         noise_multiplier: s, noise std over C_d; > 0.
 
+    Guarantee:
+        Each release of a row is `event`, to whoever receives it; steps of the part that it went through come on top.
+
     Raises:
         ParameterError: noise without clipping, or no noise.
+
+    References:
+        Li et al., 2021. arXiv:2102.08504; Yang et al., 2022. arXiv:2203.02073 (the module has both)
     """
 
     max_norm: float

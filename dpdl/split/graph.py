@@ -47,6 +47,10 @@ class Part:
         inputs: names of data columns of the same party, or of other parts.
         trains: whether it has parameters that are trained; False makes all of them constants. None: whether the
             module has parameters that require a gradient; of another party's part, that it trains.
+
+    Raises:
+        ParameterError: the module is not one.
+        ModelError: it is said to train, and has no parameter that requires a gradient.
     """
 
     name: str
@@ -230,7 +234,7 @@ class SplitGraph:
         return [cut.receiver if cut.sender == party else cut.sender for cut in self.cuts if party in _ends(cut)]
 
     def seen_by(self, party: str) -> SplitGraph:
-        """The same graph without the modules and losses that other parties hold."""
+        """The same graph as a party holds it: without the modules and losses of others."""
         return replace(
             self,
             parts=tuple(p if p.party == party else replace(p, module=None) for p in self.parts),
@@ -248,7 +252,12 @@ class SplitGraph:
     # ── refusals ────────────────────────────────────────────────────────────────────────────────────
 
     def validate(self) -> None:
-        """Raise if this is not a network that can be trained; a graph that was made is one."""
+        """Raise if this is not a network that can be trained; a graph that was made is one.
+
+        Raises:
+            ParameterError: names, parties or inputs do not make a network, or raw data would leave its owner.
+            ModelError: no part trains, or two parts share a module or a parameter.
+        """
         self._refuse_names()
         self._refuse_unknown()
         self._refuse_raw_data_that_leaves()

@@ -47,6 +47,11 @@ _RECONNECT = (
 class GrpcChannel(FramedChannel):
     """A connection to a server made by `serve`. Made by `connect`; for any number of threads.
 
+    Args:
+        channel: the gRPC connection.
+        address: of the server, for messages.
+        limits: how large a frame may be.
+
     Guarantee:
         With TLS, both ends have shown a certificate of one authority, and nobody between reads or changes a frame. Of
         what the other end does with it: none.

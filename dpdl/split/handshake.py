@@ -81,7 +81,11 @@ class ManifestGate:
         self._keys = dict(keys)
 
     def __call__(self, packet: Packet) -> Packet:
-        """The reply to a request of who knows whom; as `answer`."""
+        """The reply to a packet of who knows whom; as `answer`.
+
+        Raises:
+            ManifestError: it comes before the parties have agreed, names another run, or is signed by somebody else.
+        """
         return self.answer(packet, peer="")
 
     def answer(self, packet: Packet, *, peer: str) -> Packet:
@@ -179,7 +183,7 @@ class AgreedChannel:
     def request(
         self, kind: str, header: Mapping[str, Value], tensors: Mapping[str, Tensor], *, timeout: float
     ) -> Packet:
-        """Ask and wait; before the first request of a session, agree.
+        """Ask and wait, as `Channel.request`; before the first request of a session, agree.
 
         Raises:
             ManifestError: the other party has other terms, or signs with another key. The request was not sent.

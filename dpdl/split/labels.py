@@ -54,8 +54,15 @@ class MemoizedRandomizedResponse:
         classes: k, at least 2.
         path: where answers are kept, made if there is nothing; None for memory, where they last as long as the process.
 
+    Guarantee:
+        epsilon-differentially private for the label of one row, whatever is computed from the answers and how often.
+
     Raises:
         ParameterError: a value is out of range.
+
+    References:
+        Warner, 1965; Ghazi et al., 2021. arXiv:2102.06062, section 2 (the module has both). Answers kept for ever:
+        Erlingsson, Pihur, Korolova, RAPPOR, 2014. arXiv:1407.6981
     """
 
     epsilon: float
@@ -119,6 +126,9 @@ class LabelStore:
         ledger: where the one release is recorded before the first answer leaves, under REPLACE_ONE; None if the epsilon
             of labels is kept nowhere else.
         run: the release's name in it, for who gets the answers.
+
+    Guarantee:
+        That of `MemoizedRandomizedResponse`, once in the ledger. A store that is lost draws anew: another release.
 
     Raises:
         CheckpointError: the file is damaged, or was drawn by another mechanism.

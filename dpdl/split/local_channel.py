@@ -26,6 +26,9 @@ class LocalChannel(FramedChannel):
     Args:
         handler: the other party; a `ReplayGuard` to have repetitions answered as they were.
         limits: that requests and replies must be within.
+
+    Guarantee:
+        None: what is sent is seen as it is.
     """
 
     def __init__(self, handler: Handler, *, limits: FrameLimits = DEFAULT_LIMITS) -> None:

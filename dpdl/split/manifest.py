@@ -244,7 +244,13 @@ class Manifest:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def sign(self, key: Ed25519PrivateKey, *, party: str, session: str = "") -> SignedManifest:
-        """This manifest, as a party stands for it; what is returned keeps the key, to sign for each session anew."""
+        """This manifest, as a party stands for it; what is returned keeps the key, to sign for each session anew.
+
+        Args:
+            key: the private key of the party.
+            party: who signs.
+            session: of which it is said; "" before there is one.
+        """
         signature = key.sign(_signed_bytes(self, party, session)).hex()
         return SignedManifest(manifest=self, party=party, session=session, signature=signature, key=key)
 
@@ -298,7 +304,7 @@ class SignedManifest:
         return cls(**{**told, "manifest": Manifest.from_json(told["manifest"])})
 
     def verified(self, key: Ed25519PublicKey, *, session: str = "") -> Manifest:
-        """The manifest, if the owner of that key has signed it under that name, for that session.
+        """The manifest, if the owner of `key` has signed it under that name, for `session`.
 
         Raises:
             ManifestError: the signature is of another key, party, session or manifest.

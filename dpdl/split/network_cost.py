@@ -91,7 +91,7 @@ def measure_network(modules: Sequence[nn.Module], *, parties: Sequence[Side], ex
     Args:
         modules: the stretches, from data to the output that the loss judges.
         parties: "client" or "server" for each, taking turns, the first the client's.
-        example: one record or more, rows first; values do not matter, where the modules' parameters are.
+        example: one record or more, shape [n, ...]; values do not matter, where the modules' parameters are.
 
     Raises:
         ParameterError: the parties do not take turns, or there is no row.

@@ -42,6 +42,7 @@ from dpdl.split.outlet import Departed, Leaving, as_they_are
 
 __all__ = ["HEURISTIC", "NoPeek", "NoPeekOutlet"]
 
+# What every line about the penalty ends with.
 HEURISTIC = "A heuristic: no formal guarantee."
 _SHOWN = 10  # batches at either end of a run that a summary averages over
 
@@ -58,6 +59,9 @@ class NoPeek:
 
     Raises:
         ParameterError: alpha is out of range.
+
+    References:
+        Vepakomma, Singh, Gupta, Raskar, 2020 (the module has it). arXiv:2008.09161, section 3.
     """
 
     alpha: float
@@ -99,8 +103,14 @@ class NoPeekOutlet:
         correlations: of each batch of 4 rows or more, in order, the unbiased squared distance correlation before its
             step. **Private**: un-noised functions of the data.
 
+    Guarantee:
+        None, as of `NoPeek`.
+
     Raises:
         ParameterError: the plan promises differential privacy.
+
+    References:
+        Vepakomma, Singh, Gupta, Raskar, 2020 (the module has it). arXiv:2008.09161, section 3.
     """
 
     mixes_rows = True  # the penalty compares them: a party refuses this outlet under any plan with noise
@@ -120,7 +130,7 @@ class NoPeekOutlet:
         self._inputs = inputs
 
     def __call__(self, leaving: Leaving) -> Departed:
-        """The rows as they are; in training, what returns goes through the penalty.
+        """The rows of `leaving` as they are; in training, what returns goes through the penalty.
 
         Raises:
             ParameterError: activations without row numbers, whose inputs nobody knows.

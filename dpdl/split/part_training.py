@@ -33,6 +33,10 @@ class PartTraining:
             sigma C / sqrt(sum of C_h^2). 0: no noise.
         checked: whether a run has compared it with its own graph, clip and plan (`ReleaseDoor.bind`).
 
+    Guarantee:
+        None: it is what a party says of a run, and what a claim on its releases rests on. `ReleaseDoor.bind` holds the
+        two together.
+
     Raises:
         ParameterError: a frozen part with noise; a multiplier out of range.
     """
@@ -55,7 +59,7 @@ class PartTraining:
 
     @classmethod
     def private(cls, *, noise_multiplier: float) -> PartTraining:
-        """Weights that take noisy steps on clipped gradients."""
+        """Weights that take noisy steps, of this noise_multiplier, on clipped gradients."""
         return cls(trained=True, noise_multiplier=noise_multiplier)
 
     @classmethod
@@ -89,7 +93,14 @@ class PartTraining:
     def of_parts(
         cls, graph: SplitGraph, parts: Collection[str], *, clip: Clip, noise_multiplier: float
     ) -> PartTraining:
-        """How these parts change in a run, as `of` has it."""
+        """How these parts change in a run, as `of` has it.
+
+        Args:
+            graph: the network.
+            parts: the names of its parts in question.
+            clip: how their gradients are clipped.
+            noise_multiplier: the plan's, of all trained parts together; 0 for none.
+        """
         own = [part.name for part in graph.trained if part.name in parts]
         if not own:
             return cls.frozen()
@@ -98,7 +109,7 @@ class PartTraining:
         return cls(trained=True, noise_multiplier=noise_multiplier * total / share)
 
     def covers(self, real: PartTraining) -> bool:
-        """Whether what was said is no better than what really happens."""
+        """Whether what was said is no better than what really happens, `real`."""
         if not (self.trained and real.trained):
             return self.trained or not real.trained
         return self.noise_multiplier <= real.noise_multiplier * (1 + TOLERANCE)

@@ -78,6 +78,9 @@ def probe_rows(
     Returns:
         What was seen.
 
+    Guarantee:
+        None against malice: a party that knows a probe when it sees one answers it well.
+
     Raises:
         ExampleMixingError: another row's gradient moved, or answers differ for the same batch.
         LossError: gradients shrink with the batch: the loss is a mean.

@@ -54,6 +54,9 @@ class RowReleaser:
         account: of who receives them.
         stream: of this releaser alone: two that share one add the same noise.
 
+    Guarantee:
+        Before rows leave, the ledger has an upper bound on what the row that left most often has spent.
+
     Raises:
         ParameterError: the mechanism releases rows once, which is `CachedRelease`'s.
     """
@@ -125,6 +128,9 @@ class CachedRelease:
         encoder: what computes rows. Its weights must not have been trained on the private rows.
         account: of who receives them; its part is frozen.
         stream: of this release alone.
+
+    Guarantee:
+        One Gaussian release a row, however often it is asked for: the ledger has it before the first row leaves.
 
     Raises:
         ParameterError: the mode is another, or the part is trained.

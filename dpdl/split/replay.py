@@ -58,6 +58,9 @@ class ReplayGuard:
         relays: peers that may ask for other clients, as hops of a chain do. All others ask as the client whose name is
             in their certificate.
 
+    Guarantee:
+        No noise is drawn twice for one address: a request that is sent again gets the same reply, or an error.
+
     Raises:
         ChannelError: the file cannot be used.
         ParameterError: keep or max_streams is not positive.
@@ -90,7 +93,7 @@ class ReplayGuard:
         self._turn = threading.Lock()
 
     def __call__(self, packet: Packet) -> Packet:
-        """The reply to a request, the one of the first time if it was asked before; of kind "error" if refused."""
+        """The reply to a packet, the one of the first time if it was asked before; of kind "error" if refused."""
         asked = frames.digest(frames.encode(packet, self._limits))
         return frames.decode(self.frame(packet, asked, peer=""), self._limits)
 

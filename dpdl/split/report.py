@@ -177,6 +177,10 @@ def split_report(facts: SplitFacts, *, delta: float, title: str = "Split run") -
 def save_report(report: AdversaryReport, path: str | Path) -> None:
     """Write a report as text, JSON or a web page, by the file's ending: .txt, .json or .html.
 
+    Args:
+        report: of a run, such as `SplitRun.report` returns.
+        path: the file; one that is there is replaced.
+
     Raises:
         ParameterError: another ending.
     """

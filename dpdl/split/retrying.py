@@ -77,7 +77,7 @@ class RetryingChannel:
     def request(
         self, kind: str, header: Mapping[str, Value], tensors: Mapping[str, Tensor], *, timeout: float
     ) -> Packet:
-        """Ask until there is a reply, for at most `timeout` seconds in all.
+        """Ask until there is a reply, for at most `timeout` seconds in all; otherwise as `Channel.request`.
 
         Raises:
             ChannelError: there was none; or the same address is in the outbox with other content.

@@ -42,6 +42,9 @@ class RowAccount:
         run: the releases' name in it, one for each receiver.
         training: of the parts that come before these releases, on this side.
 
+    Guarantee:
+        `epsilon` is an upper bound on what the receiver learns of any one row, also of the one released most often.
+
     Raises:
         ParameterError: the ledger's relation is another: a row that is missing would be missed by whoever receives it.
     """
@@ -78,8 +81,8 @@ class RowAccount:
         Args:
             kind: what is released, for example "activations". Always the same event.
             event: one release of one row.
-            ids: the rows; one that is there twice is released twice. None if nobody knows which they are: then
-                all of them may be one row's, or in a training step one of them.
+            ids: the rows' n names; one that is there twice is released twice. None if nobody knows which they
+                are: then all of them may be one row's, or in a training step one of them.
             rows: how many there are; needed if `ids` is None.
             step: of the training. A row takes part in the part's own step once, however much of it is released then.
                 None if no step of the part follows (inference).
@@ -119,6 +122,11 @@ class RowAccount:
     def spend_once(self, kind: str, event: Event, *, store: str) -> None:
         """Count one release of every row that `store`, which never draws twice, will ever hold; again is no more.
 
+        Args:
+            kind: as in `spend`.
+            event: one release of one row.
+            store: what keeps them, by a name of its own.
+
         Raises:
             BudgetExceededError: it would overspend the ledger's budget.
             ParameterError: the part is trained: rows do not stay what they were.
@@ -149,11 +157,11 @@ class RowAccount:
         return tuple(kind for kind in self._counts if self.most(kind))
 
     def most(self, kind: str) -> int:
-        """How often the most released row has been, in this process."""
+        """How often the row that was released most has been, of that kind, in this process."""
         return self._worst.get(kind, 0) + self._counts.get(kind, Counter())[_ANYONE]
 
     def of(self, row: object, kind: str) -> int:
-        """How often one row may have been released, in this process."""
+        """How often `row` may have been released, of that `kind`, in this process."""
         counts = self._counts.get(kind, Counter())
         return counts[row_ids([row])[0]] + counts[_ANYONE]
 

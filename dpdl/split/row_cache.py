@@ -91,7 +91,7 @@ class RowCache:
         """The released row of each name, made now where there is none.
 
         Args:
-            ids: the rows' names.
+            ids: the rows' n names.
             inputs: what the rows are computed from, shape [n, ...]: it must be what it was when they were released.
             noised: given places in `ids` and a number of its own, the noised rows [k, ...] of those places.
 
@@ -108,7 +108,11 @@ class RowCache:
 
     @property
     def count(self) -> int:
-        """How many rows it holds."""
+        """How many rows it holds.
+
+        Raises:
+            CheckpointError: it belongs to no release yet.
+        """
         return self._opened().count
 
     def __contains__(self, row: object) -> bool:

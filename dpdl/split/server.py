@@ -64,7 +64,7 @@ class SplitServer:
         party: which party this is.
         plan: what it is held to with its client; or client to plan, if there are several.
         optimizer: of its parts' parameters; None if none trains.
-        data: its own columns, or None.
+        data: its own columns, by name, or None.
         channels: to the parties that it asks, if any: those further from the driver.
         driver: the party that begins the steps; by default the owner of the data.
         clip: as all parties agree; by default the plan's norm in equal parts.
@@ -73,8 +73,12 @@ class SplitServer:
         execution: speed and memory.
         timeout: seconds to wait for those it asks.
 
+    Guarantee:
+        It trains as its plan says, or refuses. What it claims of its own records is in `report`.
+
     Raises:
         ParameterError, ModelError, WrapError: something does not fit; nothing was changed.
+        ChannelError: channels are not those to the parties that it asks.
     """
 
     def __init__(
@@ -114,10 +118,13 @@ class SplitServer:
         self._waiting: Walk | None = None  # done, until its rows' weights come
 
     def handle(self, packet: Packet) -> Packet:
-        """Answer one request.
+        """Answer one request, a packet.
 
         Raises:
             PrivacyError: it is refused; what it would have spent was not spent.
+            ChannelError: a packet of an unknown kind, or one that lacks something.
+            ManifestError: the client has agreed to another run.
+            StepError: it is of no open session, or of a step that was begun before.
         """
         with self._lock:
             kind, _, again = packet.kind.partition(".")

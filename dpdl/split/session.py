@@ -51,6 +51,9 @@ class SplitRun:
         execution: speed and memory.
         connect: how a handler becomes a channel; a `LocalChannel` writes packets as bytes and counts them.
 
+    Guarantee:
+        The claims of `report`, per adversary; the plan alone covers those who get the trained network.
+
     Raises:
         ParameterError, ModelError, WrapError: something does not fit; nothing was changed.
     """
@@ -134,7 +137,7 @@ class SplitRun:
     def predict(
         self, columns: Mapping[str, Tensor] | Tensor | None = None, *, rows: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Split inference, as `SplitClient.predict`."""
+        """Split inference: arguments as in `SplitClient.predict`."""
         return self.client.predict(columns, rows=rows)
 
     def epsilon(self, delta: float) -> float:
@@ -142,7 +145,11 @@ class SplitRun:
         return self.client.epsilon(delta)
 
     def report(self, delta: float) -> AdversaryReport:
-        """What may be claimed, adversary by adversary."""
+        """What may be claimed, adversary by adversary.
+
+        Args:
+            delta: in (0, 1), at which epsilon is said.
+        """
         return self.client.report(delta)
 
 

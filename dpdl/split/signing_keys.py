@@ -17,7 +17,7 @@ _MAKE = "Make keys with: dpdl split certificates"
 
 
 def read_private_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
-    """A party's own signing key, from its PEM file.
+    """A party's own signing key, from its PEM file at path.
 
     Raises:
         ManifestError: it is not there, or not such a key.
@@ -32,7 +32,7 @@ def read_private_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:
 
 
 def read_public_key(path: str | os.PathLike[str]) -> Ed25519PublicKey:
-    """The other party's key to verify with, from its PEM file.
+    """The other party's key to verify with, from its PEM file at path.
 
     Raises:
         ManifestError: it is not there, or not such a key.

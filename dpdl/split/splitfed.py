@@ -39,9 +39,16 @@ class SplitFed:
         factors: client to its public share in the average; by default the same for all.
         insecure_seed: makes version 2's order reproducible.
 
+    Guarantee:
+        Each run's own claims: averages of weights are post-processing, and cost nothing more.
+
     Raises:
         ParameterError: the runs are not of that version, their parts are not equal, or a factor is not positive;
             nothing was changed.
+
+    References:
+        Thapa et al., SplitFed: When Federated Learning Meets Split Learning, AAAI 2022. arXiv:2004.12088,
+        sections 3.1 and 3.2.
     """
 
     def __init__(

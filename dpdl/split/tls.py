@@ -39,7 +39,13 @@ class MutualTLS:
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str], party: str, *, server_name: str | None = None) -> MutualTLS:
-        """The files of one party in a folder that `make_certificates` has made."""
+        """The files of one party in a folder that `make_certificates` has made.
+
+        Args:
+            folder: where the files are.
+            party: whose.
+            server_name: as the certificate of the server has it, if that is not its address.
+        """
         here = Path(folder)
         return cls(
             authority=here / f"{AUTHORITY}.pem",

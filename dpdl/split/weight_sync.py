@@ -43,7 +43,7 @@ class WeightShelf:
     """A handler that keeps the weights that were left with it last, for whoever comes next. For any number of threads.
 
     Args:
-        weights: to begin with; None if somebody has to leave some first.
+        weights: to begin with, by name; None if somebody has to leave some first.
 
     Guarantee:
         None by itself. Weights of clients that train under a plan with noise are differentially private, and so is what
@@ -55,7 +55,7 @@ class WeightShelf:
         self._weights = None if weights is None else dict(weights)
 
     def handle(self, packet: Packet) -> Packet:
-        """Answer one request.
+        """Answer one request, a packet.
 
         Raises:
             ChannelError: it is of another kind, or there are no weights yet.
@@ -106,6 +106,9 @@ class TurnTaking:
         clients: in their order.
         sync: how the client's parts go on.
         shelf: with "server", the channel to the weight server of each client, by name.
+
+    Guarantee:
+        Each client's own claims: the weights that travel are what its noisy steps have made, and cost nothing more.
 
     Raises:
         ParameterError: fewer than two clients, another sync, or a shelf where none is used.

@@ -61,6 +61,10 @@ def check(
             examples); with `loss_fn`, the pair (inputs, targets).
         loss_fn: if given, the loss and the engines are tried as well, as on a first training batch.
 
+    Guarantee:
+        None: a model that mixes examples only on other inputs than these passes. A run checks
+        its own first batch too.
+
     Raises:
         ParameterError: fewer than two examples.
         ModelError: the model is compiled, or has no shape yet; or from the trial with `loss_fn`.

@@ -23,6 +23,7 @@ NEEDS: Mapping[str, Sequence[str]] = {
     "integrations.md#accelerate": ("accelerate",),
     "integrations.md#LoRA and other adapters": ("peft", "transformers"),
     "split.md": ("grpc",),
+    "tutorials/audit.md": ("mlxtend",),
     "tutorials/federated.md": ("mlxtend", "matplotlib"),
     "tutorials/split.md": ("mlxtend",),
 }

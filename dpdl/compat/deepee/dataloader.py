@@ -32,6 +32,9 @@ class UniformWORSubsampler(Sampler[Any]):
 
     Guarantee:
         Each draw is uniform over all subsets of B examples, and independent of the other draws.
+
+    Raises:
+        LoaderError: the data set has no length.
     """
 
     def __init__(self, dataset: Dataset[Any], batch_size: int) -> None:
@@ -85,6 +88,9 @@ class UniformDataLoader(DataLoader[Any]):
         batch_size: B.
         num_workers: as in `DataLoader`.
         pin_memory: as in `DataLoader`; without an accelerator nothing is pinned.
+
+    Guarantee:
+        That of `UniformWORSubsampler`: each batch is uniform over all subsets of B examples, whatever was drawn before.
     """
 
     def __init__(self, dataset: Dataset[Any], batch_size: int, num_workers: int = 0, pin_memory: bool = True) -> None:
@@ -102,6 +108,15 @@ def draw_subset(size: int, count: int, *, stream: RandomStream, message: int) ->
     The first `count` different values of independent uniform numbers are such a subset, as every order of every subset
     is as likely as any other. Words that would favour some remainders are left out. Of more than half, the complement
     is drawn.
+
+    Args:
+        size: how many numbers there are.
+        count: how many of them, at most size.
+        stream: of randomness.
+        message: its message, which serves nothing else.
+
+    Returns:
+        Shape [count], int64.
     """
     if 2 * count > size:
         kept = np.ones(size, dtype=bool)

@@ -73,7 +73,14 @@ def compute_eps_uniform(epoch: float, noise_multi: float, n: int, batch_size: in
 
 
 def compute_mu_uniform(epoch: float, noise_multi: float, n: int, batch_size: int) -> Estimate:
-    """The mu of the central limit [1]: no bound, for comparison with what deepee has reported."""
+    """The mu of the central limit [1]: no bound, for comparison with what deepee has reported.
+
+    Args:
+        epoch, noise_multi, n, batch_size: as in `compute_eps_uniform`.
+
+    Raises:
+        ParameterError: noise_multi is not positive.
+    """
     if not noise_multi > 0:
         raise ParameterError(f"noise_multi must be > 0, got {noise_multi}.")
     inverse = 1 / noise_multi
@@ -84,12 +91,16 @@ def compute_mu_uniform(epoch: float, noise_multi: float, n: int, batch_size: int
 
 
 def delta_eps_mu(eps: float, mu: float) -> float:
-    """The delta of mu-Gaussian differential privacy at `eps`; an `Estimate` if mu is one."""
+    """The delta of mu-Gaussian differential privacy (`mu`) at `eps`; an `Estimate` if mu is one.
+
+    Raises:
+        ParameterError: mu is not positive.
+    """
     return _typed_as(mu, PRVAccountant().compose(_gaussian(mu)).delta(eps))
 
 
 def eps_from_mu(mu: float, delta: float) -> float:
-    """The epsilon of mu-Gaussian differential privacy at `delta`; an `Estimate` if mu is one.
+    """The epsilon of mu-Gaussian differential privacy (`mu`) at `delta`; an `Estimate` if mu is one.
 
     Raises:
         ParameterError: it is above 500.
@@ -126,6 +137,15 @@ def compute_rdp(
     """Rényi divergence of `steps` Poisson-sampled Gaussians at each order > 1, adding or removing one example.
 
     Not that of batches without replacement: deepee's watchdog falls back to it for those, and should not.
+
+    Args:
+        q: the sample rate.
+        noise_multiplier: noise std over the clip norm.
+        steps: how many.
+        orders: one or several.
+
+    Returns:
+        One number, or shape [orders].
     """
     event = PoissonSampled(q, Gaussian(noise_multiplier))
     spent = rdp(event, orders) * arguments.steps(steps)
@@ -136,6 +156,11 @@ def get_privacy_spent(
     orders: Sequence[float] | float, rdp: Sequence[float] | NDArray[np.float64] | float, delta: float
 ) -> tuple[float, float]:
     """The least epsilon at `delta` that Rényi divergences imply, rdp + log(1 / delta) / (order - 1), and its order.
+
+    Args:
+        orders: Rényi orders > 1, one or several.
+        rdp: the divergences at these orders, of the same shape.
+        delta: in (0, 1).
 
     Raises:
         ParameterError: as many orders as divergences are needed; delta in (0, 1).

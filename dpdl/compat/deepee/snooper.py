@@ -60,7 +60,7 @@ class ModelSnooper:
         ]
 
     def snoop(self, model: nn.Module) -> None:
-        """Run all validators.
+        """Run all validators on a model.
 
         Raises:
             BadModuleError: with the messages of those that failed, and the modules that keep statistics.
@@ -72,12 +72,12 @@ class ModelSnooper:
 
 
 def IN_running_stats_off(model: nn.Module) -> bool:
-    """Whether no instance normalisation keeps running statistics."""
+    """Whether no instance normalisation of the model keeps running statistics."""
     return not any(_tracks(module, _InstanceNorm) for module in model.modules())
 
 
 def BN_running_stats_off(model: nn.Module) -> bool:
-    """Whether no batch normalisation, SyncBatchNorm included, keeps running statistics."""
+    """Whether no batch normalisation of the model, SyncBatchNorm included, keeps running statistics."""
     return not any(_tracks(module, _BatchNorm) for module in model.modules())
 
 

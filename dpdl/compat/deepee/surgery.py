@@ -34,12 +34,12 @@ class SurgicalProcedures:
 
     @staticmethod
     def BN_to_IN(module: _BatchNorm) -> nn.Module:
-        """Instance normalisation, with the scale and shift of the batch normalisation."""
+        """Instance normalisation, with the scale and shift of the batch normalisation `module`."""
         return batch_norm_to_instance_norm(module)
 
     @staticmethod
     def BN_to_BN_nostats(module: _BatchNorm) -> nn.Module:
-        """What batch normalisation without running statistics is for one example: instance normalisation.
+        """What a batch normalisation module without running statistics is for one example: instance normalisation.
 
         As nn.BatchNorm it would normalise by the whole batch in eval mode, and differ from training.
         """
@@ -47,7 +47,7 @@ class SurgicalProcedures:
 
     @staticmethod
     def IN_to_IN_nostats(module: _InstanceNorm) -> nn.Module:
-        """The same instance normalisation without running statistics."""
+        """The same instance normalisation module without running statistics."""
         return instance_norm_without_statistics(module)
 
     @staticmethod
@@ -55,6 +55,10 @@ class SurgicalProcedures:
         """Group normalisation; "default" is the largest number up to 32 that divides the channels.
 
         Of inputs without positions (BatchNorm1d) groups hold 16 channels at least.
+
+        Args:
+            module: batch normalisation.
+            num_groups: "default", or how many.
 
         Raises:
             ParameterError: `num_groups` is neither "default" nor a divisor of the channels.
@@ -67,7 +71,12 @@ class SurgicalProcedures:
 
     @staticmethod
     def BN_to_LN(module: _BatchNorm, normalized_shape: int | Sequence[int]) -> nn.Module:
-        """Layer normalisation over `normalized_shape`; scale and shift are carried over where they fit it."""
+        """Layer normalisation over `normalized_shape`; scale and shift are carried over where they fit it.
+
+        Args:
+            module: batch normalisation.
+            normalized_shape: as in nn.LayerNorm.
+        """
         return batch_norm_to_layer_norm(module, normalized_shape)
 
 
@@ -76,6 +85,9 @@ class ModelSurgeon:
 
     Args:
         converter: one of `SurgicalProcedures`, alone or in a functools.partial, or a function of a module of yours.
+
+    Raises:
+        ParameterError: the converter cannot be called.
     """
 
     def __init__(self, converter: Converter) -> None:
@@ -95,5 +107,11 @@ class ModelSurgeon:
 
 
 def replace_all_modules(root: nn.Module, target_class: type[nn.Module], converter: Converter) -> nn.Module:
-    """Convert every `target_class` in `root`, in place; all of them or, if one is refused, none."""
+    """Convert every `target_class` in `root`, in place; all of them or, if one is refused, none.
+
+    Args:
+        root: the model.
+        target_class: whose instances are converted.
+        converter: module to module.
+    """
     return replace_modules(root, converter, target_class)

@@ -34,6 +34,7 @@ from dpdl.privacy_report import rounded_up, shown_delta
 
 __all__ = ["RELATION", "PrivacyBudgetExhausted", "PrivacyWatchdog"]
 
+# Sizes of data sets and batches are public, so neighbours have the same.
 RELATION = NeighboringRelation.REPLACE_ONE
 # Where deepee's search for an epsilon ends. An attacker's odds may change by e^500: that is no protection to report.
 LARGEST_EPSILON = 500.0
@@ -140,7 +141,12 @@ class PrivacyWatchdog:
         return sampler if isinstance(sampler, UniformWORSubsampler) else None
 
     def event_of_release(self, noise_multiplier: float, batch_size: int) -> Event:
-        """What a release made now is: uses up one draw of the loader, if there is one of this size."""
+        """What a release made now is: uses up one draw of the loader, if there is one of this size.
+
+        Args:
+            noise_multiplier: noise std over the clip norm.
+            batch_size: examples of the wrapper's batch.
+        """
         noise = Gaussian(noise_multiplier)
         sampler = self._sampler
         if sampler is not None and sampler.use_draw(batch_size):
@@ -207,6 +213,7 @@ class PrivacyWatchdog:
         Raises:
             PrivacyBudgetExhausted: it does not, and abort is set.
             ImplausibleEpsilonError: see `calc_epsilon`.
+            ParameterError: there is nothing to save, or no path, when it stops.
         """
         ledger = getattr(self.wrapper, "ledger", None)
         assert isinstance(ledger, Ledger)  # only a wrapper calls this
@@ -218,11 +225,12 @@ class PrivacyWatchdog:
         self._is_exhausted = True  # from here on reports repeat the warning
 
     def inform(self, steps_taken: int) -> None:
-        """Report after a step; of a wrapper with a ledger, stop if no further step of its kind fits.
+        """Report after `steps_taken`; of a wrapper with a ledger, stop if no further step of its kind fits.
 
         Raises:
             PrivacyBudgetExhausted: abort is set, and the budget is spent.
             OrderError, ImplausibleEpsilonError: see `calc_epsilon`.
+            ParameterError: as for `abort_training`.
         """
         ledger = getattr(self.wrapper, "ledger", None)
         reports = steps_taken % self.report_every_n_steps == 0
@@ -255,8 +263,14 @@ class PrivacyWatchdog:
     def abort_training(self, epsilon_spent: float, save: bool | None = False, path: str | Path | None = None) -> None:
         """Save the wrapped model's state dict if asked to, and raise.
 
+        Args:
+            epsilon_spent: for the message.
+            save: whether to save.
+            path: where to.
+
         Raises:
             PrivacyBudgetExhausted: always.
+            ParameterError: there is nothing to save, or no path.
         """
         message = f"Privacy budget exhausted. {self._comparison(epsilon_spent)}"
         if epsilon_spent <= self.target_epsilon:

@@ -93,6 +93,10 @@ class PrivacyWrapper(nn.Module):
         ledger: all releases made from this module; replacing one example.
         execution: engine, checks and the loss's reduction ("mean" unless set otherwise).
 
+    Guarantee:
+        The weights after any number of releases satisfy `current_epsilon`, for replacing one example. Amplification by
+        sampling is claimed of batches that a watchdog's loader drew, and of no others.
+
     Raises:
         WrapError: not a module, or its parameters are another wrapped model's.
         BadModuleError: the model keeps statistics or mixes examples.
@@ -316,7 +320,12 @@ class PrivacyWrapper(nn.Module):
 
     @property
     def execution(self) -> Execution:
-        """Engine, checks and the loss's reduction. It can be set between steps."""
+        """Engine, checks and the loss's reduction. It can be set between steps.
+
+        Raises:
+            OrderError: set in the middle of a step.
+            ParameterError: set to one with `insecure_seed` or `max_physical_batch_size`, which have other names here.
+        """
         return self._execution
 
     @execution.setter

@@ -129,6 +129,10 @@ class DPDataLoader(PrivateBatches):
     ) -> DPDataLoader:
         """A private loader over the same data, with each example's chance batch_size / n, as many batches a pass.
 
+        Args:
+            data_loader: an ordinary loader, with a batch size.
+            distributed, generator, batch_first, rand_on_empty, secure: as in `DPDataLoader`.
+
         Raises:
             LoaderError: the loader streams, weights or repeats examples.
         """
@@ -168,10 +172,11 @@ class FixedDataLoader(PrivateBatches):
 
 
 def switch_generator(*, data_loader: DataLoader[Any], generator: torch.Generator | None) -> DataLoader[Any]:
-    """The same shuffled loader, drawing from another generator.
+    """The same shuffled loader as `data_loader`, drawing from `generator`.
 
     Raises:
         ParameterError: the loader does not shuffle.
+        LoaderError: it has no collate function.
     """
     sampler = data_loader.sampler
     if not isinstance(sampler, RandomSampler) or not isinstance(data_loader.batch_sampler, BatchSampler):

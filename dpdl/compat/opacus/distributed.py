@@ -12,7 +12,7 @@ __all__ = ["DifferentiallyPrivateDistributedDataParallel"]
 
 
 class DifferentiallyPrivateDistributedDataParallel(nn.Module):
-    """The name; making one is refused.
+    """The name; making one of a model is refused.
 
     Raises:
         NotOfferedError: always.

@@ -50,7 +50,11 @@ class CollateFnWithEmpty:
         self._form: Any = None
 
     def __call__(self, batch: list[Any]) -> Any:
-        """The batch, collated; or an empty one."""
+        """The batch, collated; or an empty one.
+
+        Raises:
+            BatchKindError: of what the first batch was, an empty one cannot be made.
+        """
         if batch:
             collated = batch if self.wrapped_collator_fn is None else self.wrapped_collator_fn(batch)
             if self._form is None:
@@ -90,5 +94,10 @@ def wrap_collate_with_empty(
     sample_empty_shapes: Sequence[tuple[int, ...]] | None = None,
     dtypes: Sequence[torch.dtype] | None = None,
 ) -> CollateFnWithEmpty:
-    """`CollateFnWithEmpty` around a collate function."""
+    """`CollateFnWithEmpty` around a collate function.
+
+    Args:
+        collate_fn: collates one or more examples; None to hand them on as a list.
+        batch_first, rand_on_empty, sample_empty_shapes, dtypes: as in `CollateFnWithEmpty`.
+    """
     return CollateFnWithEmpty(collate_fn, batch_first, rand_on_empty, sample_empty_shapes, dtypes)

@@ -196,6 +196,10 @@ class PrivacyEngine:
             target_epsilon, target_delta: the budget.
             epochs: passes over the loader. More may be taken; they cost more.
             others: as in `make_private`.
+
+        Guarantee:
+            After `epochs` passes `get_epsilon(target_delta)` is at most target_epsilon. Of "gdp" that is an
+            estimate, and no bound.
         """
         if len(self.accountant) > 0:
             warnings.warn(
@@ -235,17 +239,28 @@ class PrivacyEngine:
         )
 
     def get_epsilon(self, delta: float) -> float:
-        """Epsilon of all releases of all runs of this engine so far, at `delta`; 0.0 before the first."""
+        """Epsilon of all releases of all runs of this engine so far, at `delta`; 0.0 before the first.
+
+        An upper bound, unless the accountant is "gdp", which estimates.
+        """
         return self.accountant.get_epsilon(delta)
 
     # ── validation ──────────────────────────────────────────────────────────────────────────────────
 
     def is_compatible(self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None) -> bool:
-        """Whether `ModuleValidator` finds nothing wrong with the module."""
+        """Whether `ModuleValidator` finds nothing wrong with the module.
+
+        Args:
+            module: the model, plain or wrapped.
+            optimizer, data_loader: not looked at; Opacus has them here.
+        """
         return ModuleValidator.is_valid(module)
 
     def validate(self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None) -> None:
         """Raise what `ModuleValidator` finds wrong with the module.
+
+        Args:
+            module, optimizer, data_loader: as in `is_compatible`.
 
         Raises:
             UnsupportedModuleError: naming each part.
@@ -275,7 +290,17 @@ class PrivacyEngine:
         module_state_dict_kwargs: dict[str, Any] | None = None,
         torch_save_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        """Save weights under plain names, optimizer, schedules, and what was spent. See `checkpoint`."""
+        """Save weights under plain names, optimizer, schedules, and what was spent. See `checkpoint`.
+
+        Args:
+            path: as torch.save takes it.
+            module: the private model.
+            optimizer: the private optimizer, if its state is to be kept.
+            noise_scheduler, grad_clip_scheduler: schedules, if there are any.
+            checkpoint_dict: what to save besides.
+            module_state_dict_kwargs: for `module.state_dict`.
+            torch_save_kwargs: for torch.save.
+        """
         checkpoint.save(
             path,
             checkpoint.Saved(
@@ -301,7 +326,13 @@ class PrivacyEngine:
         module_load_dict_kwargs: dict[str, Any] | None = None,
         torch_load_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Go on from a saved run; returns what was saved besides. See `checkpoint`."""
+        """Go on from a saved run; returns what was saved besides. See `checkpoint`.
+
+        Args:
+            path, module, optimizer, noise_scheduler, grad_clip_scheduler: as in `save_checkpoint`.
+            module_load_dict_kwargs: for `module.load_state_dict`.
+            torch_load_kwargs: for torch.load.
+        """
         return checkpoint.load(
             path,
             checkpoint.Saved(

@@ -55,12 +55,15 @@ def check_strategy(
         population: how many clients there are.
         weights: those of the clients in the mean ("num-examples"), if they are known.
         mods: of the ClientApp.
-        state: the model's, to see which of its arrays Flower's clipping and noise pass by.
+        state: the model's, by name, to see which of its arrays Flower's clipping and noise pass by.
         reported: epsilons that a client has reported, round by round.
         per_round: what the client does in a round, as an event, to say what the reported epsilons should have been.
 
     Returns:
         What is wrong; empty if nothing of the kind is.
+
+    Guarantee:
+        None: what it does not know of a strategy it does not find.
 
     Raises:
         ParameterError: the strategy is none of Flower's, or an argument is out of range.

@@ -59,6 +59,9 @@ def client_app(
         An app with a handler of training, one that tells the client's name, and one for its moments. Exceptions become
         error messages that name their type; what they say stays in the node's log.
 
+    Guarantee:
+        That of the client which `make_client` makes: what leaves is its reply and its inventory.
+
     Raises:
         ParameterError: a mod that clips or noises what it takes for weights.
     """

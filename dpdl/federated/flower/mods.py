@@ -93,6 +93,9 @@ def release_inventory(
         on_unprotected: "list" logs it on the node, and sends the inventory along; "refuse" sends an error instead.
         covered: mechanisms by name of what they cover, for apps that do not say so themselves.
 
+    Guarantee:
+        None by itself: it says what leaves, as the app or `covered` claims it.
+
     Raises:
         ParameterError: `on_unprotected` is something else.
     """

@@ -114,6 +114,9 @@ def ask_moments(
         By client, in the order of their names: noisy moments, which are released and may be kept; or why there are
         none: "budget", "request", "failed" or "lost". Give the former to `combined_moments`.
 
+    Guarantee:
+        Each client's own: its ledger bounds what the moments spent. Nothing is added here.
+
     Raises:
         ChannelError: too few clients are there.
         ParameterError: an argument is out of range.

@@ -106,6 +106,7 @@ class DPStrategy(Strategy):
         Raises:
             BudgetExceededError: the server's ledger refuses the round; nobody is asked.
             ChannelError: too few clients are there.
+            ParameterError: train_config holds something other than plain values.
         """
         settings = _settings(config)
         self._nodes.meet(grid, at_least=self._clients, timeout=self._patience)
@@ -136,6 +137,9 @@ class DPStrategy(Strategy):
 
         Returns:
             The new state, and how many were asked and what became of their answers, which is not to be published.
+
+        Raises:
+            ParameterError: no round is open.
         """
         if self._request is None:
             raise ParameterError("aggregate_train was called before configure_train. Use start, or call them in turn.")

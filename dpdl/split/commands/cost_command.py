@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from accountants.commands.plot_option import add_plot, refuse_what_cannot_be_drawn
 from dpdl.errors import ModelError, ParameterError
 from dpdl.models import MODEL_NAMES, build_model
 from dpdl.split.cost import DTYPES, Labels, Workload, compare
@@ -56,12 +56,13 @@ def register(subparsers: Any) -> None:
     add("--labels", choices=get_args(Labels), default="shared", help="whose labels are (default: %(default)s)")
     add("--dtype", choices=tuple(DTYPES), default="float32", help="on the way (default: %(default)s)")
     add("--json", action="store_true", help="print JSON")
-    add("--plot", type=Path, metavar="PATH", help="write bytes over clients as a picture (.png, .svg, .pdf)")
+    add_plot(parser, "bytes over clients")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
+    refuse_what_cannot_be_drawn(arguments.plot)
     workload = Workload(
         clients=arguments.clients,
         records=arguments.records,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from dpdl.split.grpc_channel import GrpcChannel
 from dpdl.split.handshake import AgreedChannel
 from dpdl.split.retrying import RetryingChannel
 from dpdl.split.tls import MutualTLS
+from dpdl.train_command import EXIT_STOPPED
 
 __all__ = ["register"]
 
@@ -73,13 +75,22 @@ def register(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
-    messages = Console(stderr=True)
+    messages = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    try:
+        _join(arguments, messages)
+    except KeyboardInterrupt:
+        messages.print("Stopped. Go on with the same command: it takes the steps that are left.")
+        return EXIT_STOPPED
+    return 0
+
+
+def _join(arguments: argparse.Namespace, messages: Console) -> None:
     if arguments.steps is not None and arguments.steps < 0:
         raise ParameterError(f"--steps must be >= 0, got {arguments.steps}. Leave it out to take all that are left.")
     plan, graph, folder, output = plan_of(arguments), graph_of(CLIENT), arguments.certificates, arguments.output
+    signed = signed_of(graph, plan, arguments.delta, folder, CLIENT)
     data = _images(arguments, plan)
     output.mkdir(parents=True, exist_ok=True)
-    signed = signed_of(graph, plan, arguments.delta, folder, CLIENT)
     line = RetryingChannel(GrpcChannel.connect(arguments.address, tls=MutualTLS.of(folder, CLIENT)))
     channel = AgreedChannel(line, signed, keys=key_of(folder, SERVER))
     with LedgerFile(output / LEDGER, relation=NeighboringRelation(plan.relation)) as ledger:
@@ -102,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         taken = client.steps_taken
         left = max(0, plan.steps - taken)
         messages.print(f"{taken} of {plan.steps} steps are taken; manifest {signed.manifest.digest[:12]}")
+        messages.print(f"Asking the server at {arguments.address}, for up to {_PATIENCE:.0f} s until it answers")
         save_state(client, output / WEIGHTS)
         now = left if arguments.steps is None else min(left, arguments.steps)
         for _ in track(range(now), description="training", console=messages):
@@ -109,23 +121,26 @@ def run(arguments: argparse.Namespace) -> int:
             save_state(client, output / WEIGHTS)
         accuracy = _accuracy(client, data)
         report = client.report(arguments.delta)
+        spent = ledger.epsilon(arguments.delta)
         told = {
-            "report": report.to_dict(),
-            "manifest": json.loads(signed.manifest.to_json()),
-            "steps": ledger.releases,
-            "dataset_epsilon": ledger.epsilon(arguments.delta),
-            "test_accuracy": accuracy,
-            "bytes_sent": channel.bytes_sent,
-            "bytes_received": channel.bytes_received,
+            **report.to_dict(),
+            "split": {
+                "manifest": json.loads(signed.manifest.to_json()),
+                "steps": ledger.releases,
+                "dataset_epsilon": spent if math.isfinite(spent) else None,  # as claims say that there is no guarantee
+                "test_accuracy": accuracy,
+                "bytes_sent": channel.bytes_sent,
+                "bytes_received": channel.bytes_received,
+                "remark": "test images crossed the cut as they are, and are not covered by the guarantee",
+            },
         }
     channel.request(BYE, {"session": client.session, "step": 0}, {}, timeout=_PATIENCE)
     channel.close()
-    (output / REPORT).write_text(json.dumps(told, indent=2) + "\n")
+    (output / REPORT).write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
     if arguments.json:
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        sys.stdout.write(json.dumps(told, indent=2, allow_nan=False) + "\n")
     else:
-        sys.stdout.write(f"{report}\n{_summary(told)}\n")
-    return 0
+        sys.stdout.write(f"{report}\n{_summary(told['split'])}\n")
 
 
 def _summary(told: dict[str, Any]) -> str:
@@ -156,7 +171,7 @@ def _step(client: SplitClient, messages: Console) -> None:
         except (ChannelError, StepError) as error:
             if failures == _FAILURES - 1:
                 raise
-            messages.print(f"A new session is begun: {error}", highlight=False)
+            messages.print(f"A new session is begun: {error}")
             client.begin_anew()
             if client.steps_taken > before:
                 return

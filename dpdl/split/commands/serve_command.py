@@ -31,12 +31,14 @@ from dpdl.split.handshake import ManifestGate
 from dpdl.split.replay import ReplayGuard
 from dpdl.split.server import SplitServer
 from dpdl.split.tls import MutualTLS
+from dpdl.train_command import EXIT_STOPPED
 
 __all__ = ["register"]
 
 STATE = "server.pt"
 REPLIES = "replies.db"
 AGREED = "agreed.json"
+SCHEMA = "dpdl.split.serve/1"
 EXAMPLES = """examples:
   dpdl split serve --certificates certificates                           here, for dpdl split join on this machine
   dpdl split serve --certificates keys --address 0.0.0.0:50061 --output lab   for another machine
@@ -89,19 +91,23 @@ def run(arguments: argparse.Namespace) -> int:
             stopped.wait(0.2)
     guard.close()
     site.save()
+    done = site.left.is_set()
     _say(
         arguments,
         f"{site.steps} steps answered; weights in {output / STATE}",
-        event="done",
+        event="done" if done else "stopped",
         steps=site.steps,
         weights=str(output / STATE),
     )
-    return 0
+    if done:
+        return 0
+    sys.stderr.write("Stopped before the data site was done. Go on with the same command.\n")
+    return EXIT_STOPPED
 
 
 def _say(arguments: argparse.Namespace, text: str, **facts: str | int) -> None:
     """A line for a reader, or for a program."""
-    sys.stdout.write((json.dumps(facts) if arguments.json else text) + "\n")
+    sys.stdout.write((json.dumps({"schema": SCHEMA, **facts}) if arguments.json else text) + "\n")
     sys.stdout.flush()
 
 

@@ -27,7 +27,11 @@ class NoisyOptimizer(Protocol):
 
 
 class IAccountant(abc.ABC):
-    """Keeps the history of a run as (noise multiplier, sample rate, steps); subclasses bound its epsilon."""
+    """Keeps the history of a run as (noise multiplier, sample rate, steps); subclasses bound its epsilon.
+
+    Guarantee:
+        An upper bound, but for `GaussianAccountant`, which estimates.
+    """
 
     @abc.abstractmethod
     def __init__(self) -> None:
@@ -76,7 +80,7 @@ class IAccountant(abc.ABC):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Replace the history by a saved one.
+        """Replace the history by one that `state_dict` wrote.
 
         Raises:
             ParameterError: it is empty, incomplete, of another mechanism, or not a history.

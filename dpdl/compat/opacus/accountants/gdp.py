@@ -13,7 +13,11 @@ __all__ = ["GaussianAccountant"]
 
 
 class GaussianAccountant(IAccountant):
-    """The central-limit estimate of `accountants.GDPAccountant`; its epsilon is an `accountants.Estimate`."""
+    """The central-limit estimate of `accountants.GDPAccountant`; its epsilon is an `accountants.Estimate`.
+
+    References:
+        Bu, Dong, Long, Su, Deep Learning with Gaussian Differential Privacy, 2020. arXiv:1911.11607
+    """
 
     def __init__(self) -> None:
         warnings.warn(
@@ -39,6 +43,10 @@ class GaussianAccountant(IAccountant):
 
     def get_epsilon(self, delta: float, poisson: bool = True, **kwargs: Any) -> float:
         """An estimate of epsilon at `delta`; a bound only where no batch was sampled.
+
+        Args:
+            delta: at which epsilon is asked for.
+            poisson: must stay True.
 
         Raises:
             ParameterError: `poisson=False`, of which nothing is claimed here.

@@ -11,7 +11,11 @@ __all__ = ["PRVAccountant"]
 
 
 class PRVAccountant(IAccountant):
-    """Certified accounting (`accountants.PRVAccountant`): an upper bound, tighter than Opacus's by its `eps_error`."""
+    """Certified accounting (`accountants.PRVAccountant`): an upper bound, tighter than Opacus's by its `eps_error`.
+
+    References:
+        Gopi, Lee, Wutschitz, Numerical Composition of Differential Privacy, 2021. arXiv:2106.02848
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,11 @@ __all__ = ["RDPAccountant"]
 
 
 class RDPAccountant(IAccountant):
-    """Renyi accounting; `accountants.RDPAccountant`, whose order is continuous, gives a slightly smaller bound."""
+    """Renyi accounting; `accountants.RDPAccountant`, whose order is continuous, gives a slightly smaller upper bound.
+
+    References:
+        Mironov, Talwar, Zhang, Renyi Differential Privacy of the Sampled Gaussian Mechanism, 2019. arXiv:1908.10530
+    """
 
     DEFAULT_ALPHAS: Sequence[float] = [1 + x / 10.0 for x in range(1, 100)] + list(range(12, 64))
 
@@ -50,7 +54,12 @@ class RDPAccountant(IAccountant):
         return max(0.0, float(epsilons[best])), float(order[best])
 
     def get_epsilon(self, delta: float, alphas: Sequence[float] | None = None, **kwargs: Any) -> float:
-        """An upper bound on epsilon at `delta`; other keywords are for other accountants."""
+        """An upper bound on epsilon at `delta`; other keywords are for other accountants.
+
+        Args:
+            delta: in (0, 1).
+            alphas: Renyi orders > 1; by default many.
+        """
         return self.get_privacy_spent(delta=delta, alphas=alphas)[0]
 
     def __len__(self) -> int:

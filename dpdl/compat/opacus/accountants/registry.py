@@ -16,6 +16,11 @@ _ACCOUNTANTS: dict[str, type[IAccountant]] = {"rdp": RDPAccountant, "gdp": Gauss
 def register_accountant(mechanism: str, accountant: type[IAccountant], force: bool = False) -> None:
     """Make an accountant of your own known by name.
 
+    Args:
+        mechanism: the name.
+        accountant: the class.
+        force: replace one of that name.
+
     Raises:
         ParameterError: the name is taken and `force` is not set.
     """
@@ -25,7 +30,7 @@ def register_accountant(mechanism: str, accountant: type[IAccountant], force: bo
 
 
 def create_accountant(mechanism: str) -> IAccountant:
-    """A new accountant.
+    """A new accountant, by the name of its mechanism.
 
     Raises:
         ParameterError: there is none of that name.

@@ -87,6 +87,9 @@ class GradSampleHooks(AbstractGradSampleHooks):
 def create_or_accumulate_grad_sample(*, param: Any, grad_sample: Any, max_batch_len: int) -> None:
     """Refused: there are no samplers that would call it.
 
+    Args:
+        param, grad_sample, max_batch_len: Opacus's; not looked at.
+
     Raises:
         NotOfferedError: always.
     """

@@ -30,7 +30,7 @@ class _Norms(AbstractGradSampleHooks):
 
     @property
     def per_sample_gradient_norms(self) -> Tensor:
-        """The same as `get_norm_sample()`."""
+        """The same as `get_norm_sample()`, shape [N]."""
         return self.get_norm_sample()
 
 

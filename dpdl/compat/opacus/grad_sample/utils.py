@@ -46,6 +46,9 @@ Kind = TypeVar("Kind")
 def get_gsm_class(grad_sample_mode: str) -> type[AbstractGradSampleModule]:
     """The class that wraps a module in this mode.
 
+    Args:
+        grad_sample_mode: as in `prepare_module`.
+
     Raises:
         NotOfferedError: there is none.
     """
@@ -82,6 +85,9 @@ def prepare_module(
         grad_sample_mode: "hooks", "functorch", "ew", "ghost" or "no_op".
         wrap_model: put a module around it, or take over its forward until `cleanup()`.
         kwargs: for the class.
+
+    Raises:
+        NotOfferedError: there is no such mode here.
     """
     chosen: type[Any] = get_gsm_class(grad_sample_mode) if wrap_model else get_hooks_class(grad_sample_mode)
     made: AbstractGradSampleHooks = chosen(model, **kwargs)
@@ -89,12 +95,16 @@ def prepare_module(
 
 
 def wrap_model(model: nn.Module, grad_sample_mode: str, **kwargs: Any) -> AbstractGradSampleHooks:
-    """The older name of `prepare_module`."""
+    """The older name of `prepare_module`; arguments and errors as in `prepare_module`."""
     return prepare_module(model, grad_sample_mode, **kwargs)
 
 
 def register_grad_sampler(target_class_or_classes: Any) -> Callable[[_FUNCTION], _FUNCTION]:
-    """Taken for compatibility: the engines compute per-sample gradients of every module, and call no samplers."""
+    """Taken for compatibility: the engines compute per-sample gradients of every module, and call no samplers.
+
+    Args:
+        target_class_or_classes: not looked at.
+    """
     return lambda function: function
 
 

@@ -11,10 +11,14 @@ __all__ = ["AdaClipDPOptimizer"]
 
 
 class AdaClipDPOptimizer(DPOptimizer):
-    """The name; making one is refused.
+    """The name of the optimizer with adaptive clipping [1]; making one is refused, so it has no guarantee.
 
     Raises:
         NotOfferedError: always.
+
+    References:
+        [1] Andrew, Thakkar, McMahan, Ramaswamy, Differentially Private Learning with Adaptive Clipping, 2021.
+            arXiv:1905.03871
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

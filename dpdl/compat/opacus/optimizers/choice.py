@@ -14,6 +14,11 @@ __all__ = ["get_optimizer_class"]
 def get_optimizer_class(clipping: str, distributed: bool, grad_sample_mode: str | None = None) -> type[DPOptimizer]:
     """The optimizer for a way to clip.
 
+    Args:
+        clipping: "flat", "per_layer" or "adaptive".
+        distributed: whether there are several processes; not offered here.
+        grad_sample_mode: as in `PrivacyEngine.make_private`.
+
     Raises:
         NotOfferedError: several processes, or an unknown way to clip.
     """

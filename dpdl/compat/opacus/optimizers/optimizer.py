@@ -129,7 +129,11 @@ class DPOptimizer(torch.optim.Optimizer):
 
     @property
     def accumulated_iterations(self) -> int:
-        """Batches that have gone backward since the last step."""
+        """Batches that have gone backward since the last step.
+
+        Raises:
+            AccumulationError: parameters have gradients of different numbers of batches.
+        """
         counts = {len(self._held(p)) for p in self.params if getattr(p, "grad_sample", None) is not None}
         if len(counts) > 1:
             raise AccumulationError(
@@ -143,13 +147,13 @@ class DPOptimizer(torch.optim.Optimizer):
         self.step_hook = fn
 
     def signal_skip_step(self, do_skip: bool = True) -> None:
-        """Say whether the next step only accumulates, for a logical batch in several parts."""
+        """Say with `do_skip` whether the next step only accumulates, for a logical batch in several parts."""
         self._step_skip_queue.append(do_skip)
 
     # ── the stages ──────────────────────────────────────────────────────────────────────────────────
 
     def clip_and_accumulate(self) -> None:
-        """Clip each example's gradient, and add the sum over examples to `p.summed_grad`."""
+        """Clip gradients one by one, and add their sum to `p.summed_grad`. Errors as for `accumulated_iterations`."""
         scale = self._loss_scale.taken(getattr(self, "grad_scale", None))
         self._loss_scale.unmark()
         self._sensitivity = max(self._sensitivity, self.sensitivity())
@@ -164,7 +168,7 @@ class DPOptimizer(torch.optim.Optimizer):
         return float(self.max_grad_norm)
 
     def check_max_grad_norm(self, max_grad_norm: Any) -> None:
-        """Raise unless this optimizer can clip to `max_grad_norm`."""
+        """Raise a ParameterError unless this optimizer can clip to `max_grad_norm`."""
         if isinstance(max_grad_norm, (list, tuple)) or not max_grad_norm > 0:
             raise ParameterError(
                 f"max_grad_norm must be a number > 0, got {max_grad_norm!r}. For one per parameter set "
@@ -172,7 +176,7 @@ class DPOptimizer(torch.optim.Optimizer):
             )
 
     def clip_record(self, record: PerSampleRecord, loss_scale: float) -> list[Tensor]:
-        """The sum of clipped gradients of a record that covers all parameters, in their order."""
+        """The sum of clipped gradients of a `record` of all parameters, shaped as they are; over `loss_scale`."""
         bound = float(self.max_grad_norm)
         sums = record.norms_and_sum(lambda norms: flat_weights(norms, max_grad_norm=bound), loss_scale=loss_scale)
         names = {id(p): name for name, p in record.parameters.items()}
@@ -208,6 +212,8 @@ class DPOptimizer(torch.optim.Optimizer):
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:
         """All that comes before the wrapped optimizer's step; False if that is skipped, to accumulate.
+
+        `closure` is Opacus's; `step` calls it.
 
         Raises:
             StepError: no batch is open, it has brought no gradients, or gradients came from elsewhere.
@@ -395,7 +401,7 @@ class DPOptimizer(torch.optim.Optimizer):
         self.original_optimizer.load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused once the optimizer is private."""
+        """Raise a WrapError once the optimizer is private."""
         if hasattr(self, "original_optimizer"):
             raise WrapError(
                 "add_param_group on a DPOptimizer: the run is over the parameters that make_private was given. Build "

@@ -23,14 +23,29 @@ class DPPerLayerOptimizer(DPOptimizer):
     Noise is scaled to the sensitivity of all together, the root of the sum of squares, as Opacus's is.
 
     Args: as in `DPOptimizer`, but `max_grad_norm` is a list, one number > 0 for each trained parameter, in order.
+
+    Guarantee:
+        One example moves the sum over all parameters by at most `sensitivity()`. Claims are `DPOptimizer`'s.
+
+    References:
+        McMahan, Ramage, Talwar, Zhang, Learning Differentially Private Recurrent Language Models, 2018.
+        arXiv:1710.06963
     """
 
     def sensitivity(self) -> float:
-        """By how much one example can move the sum, as an L2 norm."""
+        """By how much one example can move the sum, as an L2 norm.
+
+        Raises:
+            ParameterError: `max_grad_norm` has not one number for each trained parameter.
+        """
         return math.hypot(*self._bounds())
 
     def check_max_grad_norm(self, max_grad_norm: Any) -> None:
-        """Raise unless it is a list of positive numbers."""
+        """Raise unless it is a list of positive numbers.
+
+        Raises:
+            ParameterError: it is not.
+        """
         listed = list(max_grad_norm) if isinstance(max_grad_norm, (list, tuple)) else []
         if not listed or not all(bound > 0 for bound in listed):
             raise ParameterError(
@@ -39,11 +54,25 @@ class DPPerLayerOptimizer(DPOptimizer):
             )
 
     def clip_record(self, record: PerSampleRecord, loss_scale: float) -> list[Tensor]:
-        """The sum of clipped gradients of a record, parameter by parameter."""
+        """The sum of clipped gradients of a record, parameter by parameter.
+
+        Raises:
+            ParameterError: `max_grad_norm` has not one number for each trained parameter.
+        """
         return self.clip_tensors([record.of(p).float() / loss_scale for p in self.params])
 
     def clip_tensors(self, gradients: list[Tensor]) -> list[Tensor]:
-        """The sum of clipped gradients. An example that is not finite anywhere is left out everywhere."""
+        """The sum of clipped gradients. An example that is not finite anywhere is left out everywhere.
+
+        Args:
+            gradients: one for each trained parameter, shape [N, *shape].
+
+        Returns:
+            For each parameter a tensor of its shape.
+
+        Raises:
+            ParameterError: `max_grad_norm` has not one number for each trained parameter.
+        """
         finite = torch.stack([_rows(g).isfinite().all(1).to("cpu") for g in gradients]).all(0)
         sums = []
         for gradient, bound in zip(gradients, self._bounds(), strict=True):

@@ -44,7 +44,11 @@ class Schedule(abc.ABC):
         return getattr(self.optimizer, self.attribute)
 
     def step(self) -> None:
-        """Go on by one epoch."""
+        """Go on by one epoch.
+
+        Raises:
+            ParameterError: the new value is negative.
+        """
         self.last_epoch += 1
         value = self.value()
         if not all(number >= 0 for number in (value if isinstance(value, list) else [value])):
@@ -56,5 +60,5 @@ class Schedule(abc.ABC):
         return {key: value for key, value in self.__dict__.items() if key != "optimizer" and not callable(value)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved state."""
+        """Take over what `state_dict` wrote."""
         self.__dict__.update(state_dict)

@@ -41,6 +41,11 @@ class _Parts(PrivateBatches):
 def wrap_data_loader(*, data_loader: DataLoader[Any], max_batch_size: int, optimizer: DPOptimizer) -> DataLoader[Any]:
     """A loader over parts of at most `max_batch_size` examples, on each of which `optimizer.step()` is to be called.
 
+    Args:
+        data_loader: a private loader.
+        max_batch_size: the most examples of a part.
+        optimizer: the private optimizer, which is told where a batch ends.
+
     Raises:
         ParameterError: the size is not positive, or the optimizer is not private.
     """

@@ -40,7 +40,7 @@ class DPTensorFastGradientClipping:
         return float(self._reduced().detach())
 
     def detach(self) -> Tensor:
-        """The loss of the batch, without its graph."""
+        """The loss of the batch, a scalar, without its graph."""
         return self._reduced().detach()
 
     def backward(self) -> None:

@@ -31,7 +31,7 @@ def is_batch_empty(batch: Any) -> bool:
 
 
 def get_grad_sample_modes(use_ew: bool = False) -> list[str]:
-    """The modes to try."""
+    """The modes to try; "ew" is among them with use_ew."""
     return ["hooks", "functorch", "ew"] if use_ew else ["hooks", "functorch"]
 
 
@@ -69,7 +69,12 @@ def compute_opacus_grad_sample(
     loss_reduction: str = "mean",
     grad_sample_mode: str = "hooks",
 ) -> dict[str, Tensor]:
-    """The same as a mode of this facade computes them. Args: as above."""
+    """The same gradients as a mode of this facade computes them: parameter name to [N, *shape].
+
+    Args:
+        x, module, batch_first, loss_reduction: as in `compute_microbatch_grad_sample`.
+        grad_sample_mode: one of `get_grad_sample_modes`.
+    """
     copied = copy.deepcopy(module)
     wrapped: Any = wrap_model(copied, grad_sample_mode, batch_first=batch_first, loss_reduction=loss_reduction)
     _distance(wrapped(*x) if isinstance(x, tuple) else wrapped(x), loss_reduction).backward()
@@ -85,7 +90,12 @@ def compute_grad_samples_microbatch_and_opacus(
     grad_sample_mode: str = "hooks",
     chunk_method: Callable[[Any], Iterable[Any]] = iter,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Both."""
+    """Both: of each example alone, and of a mode; parameter name to [N, *shape].
+
+    Args:
+        x, module, batch_first, loss_reduction, chunk_method: as in `compute_microbatch_grad_sample`.
+        grad_sample_mode: one of `get_grad_sample_modes`.
+    """
     alone = compute_microbatch_grad_sample(x, module, batch_first, loss_reduction, chunk_method)
     return alone, compute_opacus_grad_sample(x, module, batch_first, loss_reduction, grad_sample_mode)
 
@@ -100,6 +110,11 @@ def check_per_sample_gradients_are_correct(
     grad_sample_mode: str = "hooks",
 ) -> bool:
     """Whether a mode's gradients are those of each example alone, under a mean and under a sum.
+
+    Args:
+        x, module, batch_first: as in `compute_microbatch_grad_sample`.
+        atol, rtol: how far they may be apart.
+        grad_sample_mode: one of `get_grad_sample_modes`.
 
     Raises:
         EmptyBatchError: the batch is empty.

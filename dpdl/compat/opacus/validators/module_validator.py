@@ -52,7 +52,7 @@ class ModuleValidator:
 
     @classmethod
     def is_valid(cls, module: nn.Module) -> bool:
-        """Whether `validate` finds nothing."""
+        """Whether `validate` finds nothing in a module."""
         return not cls.validate(module)
 
     @classmethod
@@ -77,7 +77,7 @@ class ModuleValidator:
 
     @classmethod
     def fix_and_validate(cls, module: nn.Module, **kwargs: Any) -> nn.Module:
-        """`fix`, then `validate`.
+        """`fix`, then `validate`; arguments as in `fix`.
 
         Raises:
             UnsupportedModuleError: something is left that cannot be private.

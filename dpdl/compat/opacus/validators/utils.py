@@ -17,12 +17,20 @@ FIXERS: dict[type[nn.Module], Callable[..., nn.Module]] = {}
 
 
 def register_module_validator(target_class_or_classes: Classes) -> Callable[[Function], Function]:
-    """Let a function, module to list of errors, validate modules of these classes."""
+    """Let a function, module to list of errors, validate modules of these classes.
+
+    Args:
+        target_class_or_classes: whose instances it looks at.
+    """
     return _registering(VALIDATORS, target_class_or_classes)
 
 
 def register_module_fixer(target_class_or_classes: Classes) -> Callable[[Function], Function]:
-    """Let a function, module and options to module, replace modules of these classes."""
+    """Let a function, module and options to module, replace modules of these classes.
+
+    Args:
+        target_class_or_classes: whose instances it replaces.
+    """
     return _registering(FIXERS, target_class_or_classes)
 
 
