@@ -23,7 +23,7 @@ from dpdl.readings import Readings, Spent, readings
 from dpdl.releases import DatasetRecord, Release, counted
 from dpdl.report_reading import SCHEMA, digest_of, report_values
 
-__all__ = ["PrivacyReport", "percent_up", "rounded_down", "rounded_up", "shown_delta"]
+__all__ = ["PrivacyReport", "figures_down", "figures_up", "percent_up", "rounded_down", "rounded_up", "shown_delta"]
 
 _RELATIONS = {relation.phrase: relation for relation in NeighboringRelation}
 
@@ -127,10 +127,20 @@ class PrivacyReport:
         Raises:
             ParameterError: a delta outside (0, 1).
         """
+        spent = self.spent
+        return None if spent is None else readings(spent, delta=self.delta, deltas=deltas)
+
+    @property
+    def spent(self) -> Spent | None:
+        """The releases, as the accountants take them; None if the report lists none (schema 1).
+
+        Raises:
+            ParameterError: `relation` says it in other words than the accountants.
+        """
         if self.step is None:
             return None
         dataset = self.dataset
-        spent = Spent(
+        return Spent(
             run=counted(self.releases),
             step=self.step,
             steps=self.steps,
@@ -139,7 +149,6 @@ class PrivacyReport:
             guarantee=None if dataset is None or not dataset.adaptive else dataset.budget,
             relation=self.neighboring_relation,
         )
-        return readings(spent, delta=self.delta, deltas=deltas)
 
     def to_dict(self, *, deltas: Sequence[float] = ()) -> dict[str, Any]:
         """The report as plain values, with its readings; an infinite number is the string "inf".
@@ -188,6 +197,29 @@ def rounded_up(value: float, digits: int = 2) -> str:
 def rounded_down(value: float, digits: int = 2) -> str:
     """The greatest number with `digits` decimals that is not above `value`, for lower bounds."""
     return _rounded(value, digits, ROUND_FLOOR)
+
+
+def figures_up(value: float, figures: int = 6) -> str:
+    """A number in few figures, not below it: for a rate, or an epsilon.
+
+    Example:
+        >>> figures_up(0.3), figures_up(1 / 3), figures_down(1.0000009), figures_down(1.1)
+        ('0.3', '0.333334', '1', '1.1')
+    """
+    return _in_figures(value, figures, ROUND_CEILING)
+
+
+def figures_down(value: float, figures: int = 6) -> str:
+    """A number in few figures, not above it: for noise, of which less protects less."""
+    return _in_figures(value, figures, ROUND_FLOOR)
+
+
+def _in_figures(value: float, figures: int, rounding: str) -> str:
+    short = f"{value:.{figures}g}"
+    if float(short) == value or math.isinf(value):  # 0.3 is a little less as a float, and 0.3 all the same
+        return short
+    with localcontext(prec=figures, rounding=rounding):
+        return f"{float(+Decimal(value)):.{figures}g}"
 
 
 def _rounded(value: float, digits: int, rounding: str) -> str:

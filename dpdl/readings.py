@@ -10,8 +10,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 import accountants
 from accountants import Composed, EpsilonDelta, Event, NeighboringRelation, PRVAccountant
 
-__all__ = ["DELTAS", "AtDelta", "Membership", "Readings", "Spent", "StepPoint", "TradeOff", "readings"]
+__all__ = ["DELTAS", "AtDelta", "Membership", "Readings", "Spent", "StepPoint", "TradeOff", "most_spent", "readings"]
 
 DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)  # where epsilon is given, besides at the claim's own
 FALSE_POSITIVE_RATES = (1e-3, 1e-2, 1e-1)
@@ -158,7 +158,7 @@ def readings(spent: Spent, *, delta: float, deltas: Sequence[float] = ()) -> Rea
     guaranteed = math.isfinite(whole)
     event = _composed(spent.run)
     return Readings(
-        at_deltas=tuple(_at(spent, each) for each in sorted({*DELTAS, delta, *deltas}, reverse=True)),
+        at_deltas=_at_each(spent, sorted({*DELTAS, delta, *deltas}, reverse=True)),
         over_steps=_over_steps(spent, delta) if guaranteed else None,
         trade_off=_trade_off(event, spent.relation) if guaranteed else None,
         membership=_membership(event, spent.relation) if guaranteed else None,
@@ -166,22 +166,48 @@ def readings(spent: Spent, *, delta: float, deltas: Sequence[float] = ()) -> Rea
     )
 
 
-def _at(spent: Spent, delta: float) -> AtDelta:
-    return AtDelta(
-        delta=delta,
-        so_far=_epsilon(spent.run, spent.relation, delta),
-        planned=_epsilon(spent.after(spent.most_steps), spent.relation, delta),
-        all_runs=_dataset_epsilon(spent, delta),
+def most_spent(spent: Spent, *, delta: float, relation: NeighboringRelation) -> float:
+    """What the run's releases promise under a neighbouring relation: so far or with all planned steps, the larger.
+
+    Args:
+        spent: the releases, of which each must mean the same under this relation as under their own.
+        delta: in (0, 1).
+        relation: what neighbouring datasets differ in.
+
+    Guarantee:
+        An upper bound on epsilon, as of `readings`.
+
+    Raises:
+        ParameterError: delta is outside (0, 1).
+        UnsupportedEventError: nothing is proved for one of the releases under this relation.
+    """
+    (row,) = _at_each(replace(spent, relation=relation, dataset=None, guarantee=None), [delta])
+    return max(row.so_far, row.planned)
+
+
+def _at_each(spent: Spent, deltas: Sequence[float]) -> tuple[AtDelta, ...]:
+    so_far = _accountant(spent.run, spent.relation)
+    planned = _accountant(spent.after(spent.most_steps), spent.relation)
+    of_all = _of_all(spent)
+    return tuple(
+        AtDelta(
+            delta=delta,
+            so_far=so_far.epsilon(delta),
+            planned=planned.epsilon(delta),
+            all_runs=None if of_all is None else of_all(delta),
+        )
+        for delta in deltas
     )
 
 
-def _dataset_epsilon(spent: Spent, delta: float) -> float | None:
+def _of_all(spent: Spent) -> Callable[[float], float] | None:
+    """From delta to the epsilon of all runs; None if the run shares no ledger."""
     if spent.dataset is None:
         return None
     if spent.guarantee is None:
-        return _epsilon(spent.dataset, spent.relation, delta)
+        return _accountant(spent.dataset, spent.relation).epsilon
     epsilon, least = spent.guarantee
-    return epsilon if delta >= least else math.inf
+    return lambda delta: epsilon if delta >= least else math.inf
 
 
 def _over_steps(spent: Spent, delta: float) -> tuple[StepPoint, ...] | None:
@@ -218,15 +244,21 @@ def _membership(event: Event, relation: NeighboringRelation) -> Membership:
 
 def _of_dataset(spent: Spent, delta: float) -> Membership | None:
     """Of all runs together, where they have a guarantee at the claim's delta."""
-    epsilon = _dataset_epsilon(spent, delta)
-    if spent.dataset is None or epsilon is None or math.isinf(epsilon):
+    of_all = _of_all(spent)
+    if spent.dataset is None or of_all is None or math.isinf(of_all(delta)):
         return None
     event = _composed(spent.dataset) if spent.guarantee is None else EpsilonDelta(*spent.guarantee)
     return _membership(event, spent.relation)
 
 
 def _epsilon(counts: Counts, relation: NeighboringRelation, delta: float) -> float:
-    return PRVAccountant(relation=relation).compose(_composed(counts)).epsilon(delta)
+    return _accountant(counts, relation).epsilon(delta)
+
+
+def _accountant(counts: Counts, relation: NeighboringRelation) -> PRVAccountant:
+    accountant = PRVAccountant(relation=relation)
+    accountant.compose(_composed(counts))
+    return accountant
 
 
 def _composed(counts: Counts) -> Event:

@@ -4,8 +4,10 @@ What stands in a file was written by somebody else, or long ago. It is refused w
 
 - is not what `to_json` wrote: another schema, a field missing or unknown, of another kind, or out of range;
 - was changed: the digest is not that of the document (schema 2), or the claim is not that of the numbers;
-- cannot be true: epsilon is below what the listed releases certainly spend. That is asked of the accountants' certified
-  lower bound, so that a later version, which may prove a smaller epsilon, still reads what an earlier one wrote.
+- cannot be true: epsilon, so far, after all planned steps or of all runs on the data, is below what the listed releases
+  certainly spend, or what it says that they mean is better than what follows from them. That is asked of the
+  accountants' certified lower bounds, and of curves with a margin, so that a later version, which may prove a smaller
+  epsilon, still reads what an earlier one wrote.
 
 The digest has no key: it finds accidents and careless edits, not someone who writes the whole report anew.
 """
@@ -16,11 +18,12 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from accountants import Composed, Event, Gaussian, NeighboringRelation, PoissonSampled, PRVAccountant
+from accountants import Composed, Event, Gaussian, Interval, NeighboringRelation, PoissonSampled, PRVAccountant
 from dpdl.errors import ParameterError
+from dpdl.readings import Spent, readings
 from dpdl.releases import TRAINING_STEP, DatasetRecord, Release, counted
 
 __all__ = ["SCHEMA", "digest_of", "report_values"]
@@ -30,6 +33,11 @@ SCHEMA_1 = "dpdl.report/1"  # without the releases, and what follows from them
 BESIDE_THE_REPORT = ("training", "audits")  # what others may add to the document; its digest does not cover them
 SINCE_2 = frozenset({"made", "run", "step", "releases", "dataset"})
 REMEDY = "Give what PrivacyReport.to_json, or dpdl train, wrote."
+_ROUNDING = 1e-9  # relative: of another machine's libraries
+_MARGIN = 0.01  # by which what follows from the releases may be better than what this version proves
+_MOST_DELTAS = 1000  # that readings are checked at: each is computed
+_POINTS = frozenset({"delta", "step", "alpha", "failure"})  # where a reading is taken; all else is a bound
+_PAIRS = frozenset({"true_positive_rates", "posteriors"})
 _RELATIONS = {relation.phrase: relation for relation in NeighboringRelation}
 
 
@@ -66,6 +74,8 @@ def report_values(text: str, names: set[str]) -> tuple[dict[str, Any], str]:
         )
     values = {name: _READ[name](name, document[name]) for name in wanted}
     _refuse_contradictions(values)
+    if schema == SCHEMA:
+        _refuse_better_readings(document["readings"], values)
     return values, document["claim"]
 
 
@@ -225,6 +235,8 @@ def _refuse_contradictions(values: dict[str, Any]) -> None:
         raise _contradiction(f"epsilon_lower {lower} is above epsilon {epsilon}")
     if planned is not None and planned < lower:
         raise _contradiction(f"planned_epsilon {planned} is below what was spent, {lower}")
+    if values["steps"] > values["planned_steps"]:
+        raise _contradiction(f"{values['steps']} steps are more than the {values['planned_steps']} that were planned")
     step = values.get("step")
     if step is None:
         if values.get("releases") or values.get("dataset"):
@@ -237,23 +249,102 @@ def _refuse_contradictions(values: dict[str, Any]) -> None:
         said = (values["sample_rate"], values["noise_multiplier"])
         if (step.sample_rate, step.event.noise_multiplier) != said:
             raise _contradiction(f"its step is {step}, and sample_rate and noise_multiplier are {said}")
-    _refuse_less_than_spent("epsilon", epsilon, values["releases"], values)
+    spent, delta = _spent(values), values["delta"]
+    so_far = _refuse_less_than_spent("epsilon", epsilon, spent.run, spent, delta)
+    if lower > so_far.upper * (1 + _ROUNDING):
+        raise _contradiction(
+            f"epsilon_lower is {lower} at delta = {delta}, and the releases it lists spend at most {so_far.upper}"
+        )
+    if planned is not None:
+        _refuse_less_than_spent("planned_epsilon", planned, spent.after(values["planned_steps"]), spent, delta)
     dataset = values["dataset"]
     if (dataset is None) != (values["dataset_epsilon"] is None):
         raise _contradiction("dataset and dataset_epsilon are given one without the other")
     if dataset is not None:
-        if dataset.adaptive and values["dataset_epsilon"] not in (dataset.budget[0], math.inf):
-            raise _contradiction("under an adaptive budget dataset_epsilon is the budget's")
-        _refuse_less_than_spent("dataset_epsilon", values["dataset_epsilon"], dataset.releases, values)
+        of_all, listed = values["dataset_epsilon"], counted(dataset.releases)
+        for event, count in spent.run.items():
+            if listed.get(event, 0) < count:
+                raise _contradiction(
+                    f"the run made {count} releases of {event}, and the dataset's ledger lists {listed.get(event, 0)}"
+                )
+        if dataset.adaptive and of_all != math.inf:
+            if of_all != dataset.budget[0] or delta < dataset.budget[1]:
+                raise _contradiction("under an adaptive budget dataset_epsilon is the budget's, from its delta on")
+            _refuse_less_than_spent("the adaptive budget", of_all, listed, spent, dataset.budget[1])
+        _refuse_less_than_spent("dataset_epsilon", of_all, listed, spent, delta)
 
 
-def _refuse_less_than_spent(name: str, epsilon: float, releases: tuple[Release, ...], values: dict[str, Any]) -> None:
-    spent = Composed(tuple(event * count for event, count in counted(releases).items()))
-    bounds = PRVAccountant(relation=_RELATIONS[values["relation"]]).compose(spent).interval(values["delta"])
-    if epsilon < bounds.lower:
+def _spent(values: dict[str, Any]) -> Spent:
+    dataset: DatasetRecord | None = values["dataset"]
+    return Spent(
+        run=counted(values["releases"]),
+        step=values["step"],
+        steps=values["steps"],
+        planned_steps=values["planned_steps"],
+        dataset=None if dataset is None else counted(dataset.releases),
+        guarantee=None if dataset is None or not dataset.adaptive else dataset.budget,
+        relation=_RELATIONS[values["relation"]],
+    )
+
+
+def _refuse_less_than_spent(
+    name: str, epsilon: float, releases: Mapping[Event, int], spent: Spent, delta: float
+) -> Interval:
+    """What the releases spend, certified from both sides."""
+    composed = Composed(tuple(event * count for event, count in releases.items()))
+    bounds = PRVAccountant(relation=spent.relation).compose(composed).interval(delta)
+    if epsilon < bounds.lower * (1 - _ROUNDING):
         raise _contradiction(
-            f"{name} is {epsilon} at delta = {values['delta']}, and the releases it lists spend at least {bounds.lower}"
+            f"{name} is {epsilon} at delta = {delta}, and the releases it lists spend at least {bounds.lower}"
         )
+    return bounds
+
+
+def _refuse_better_readings(said: object, values: dict[str, Any]) -> None:
+    """Whoever has no accountant takes the readings as they stand. None says nothing, and is no lie."""
+    if said is None:
+        return
+    if values.get("step") is None:
+        raise _contradiction("it has readings and no releases")
+    rows = said.get("at_deltas") if isinstance(said, dict) else None
+    if not isinstance(rows, list) or len(rows) > _MOST_DELTAS or not all(isinstance(row, dict) for row in rows):
+        raise _wrong("readings", type(said).__name__, "what dpdl.readings computes")
+    deltas = [_delta("readings.delta", row.get("delta")) for row in rows]
+    proved = readings(_spent(values), delta=values["delta"], deltas=deltas).to_dict()
+    proved["at_deltas"] = [row for row in proved["at_deltas"] if row["delta"] in deltas]
+    _refuse_better("readings", said, proved, point=False)
+
+
+def _refuse_better(name: str, said: object, proved: Any, *, point: bool) -> None:
+    """Walk both; a bound must not be better than what is proved, and what it is a bound at must be the same."""
+    if said is None:
+        return
+    if isinstance(proved, dict):
+        if not isinstance(said, dict) or set(said) != set(proved):
+            raise _wrong(name, said, f"an object with {sorted(proved)}")
+        for key, value in proved.items():
+            _refuse_better(f"{name}.{key}", said[key], value, point=key in _POINTS)
+        return
+    if isinstance(proved, (list, tuple)):
+        if not isinstance(said, list) or len(said) != len(proved):
+            raise _wrong(name, said, f"a list of {len(proved)}")
+        pair = name.split(".")[-1].split("[")[0] in _PAIRS and "[" in name
+        for i, (each, value) in enumerate(zip(said, proved, strict=True)):
+            _refuse_better(f"{name}[{i}]", each, value, point=point or (pair and i == 0))
+        return
+    if proved is None or isinstance(proved, bool):
+        if said is not proved:
+            raise _contradiction(f"{name} is {said!r}, where {proved!r} follows from the releases it lists")
+        return
+    number, most = _number(name, said), math.inf if proved == "inf" else proved
+    if point:
+        better = number != most
+    elif name.split("[")[0].endswith(".beta"):
+        better = not number <= most + _MARGIN
+    else:
+        better = not number >= most * (1 - _MARGIN) - _ROUNDING
+    if better:
+        raise _contradiction(f"{name} is {number}, where {most} follows from the releases it lists")
 
 
 def _contradiction(what: str) -> ParameterError:

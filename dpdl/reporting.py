@@ -62,7 +62,7 @@ def report_of(
         listed = ", ".join(f"{release.count} x {release.event} ({release.label})" for release in others)
         notes = (*notes, f"epsilon includes what was released besides steps: {listed}")
     account = ledger.within
-    dataset = None if account is None else _dataset(account)
+    dataset = None if account is None else _dataset(account, releases, ledger.run)
     of_all = None if account is None or dataset is None else _claimed(account, dataset, delta)
     if account is not None:
         assert of_all is not None
@@ -125,12 +125,19 @@ def _merged(entries: Iterable[Entry | Segment]) -> tuple[Release, ...]:
     return tuple(replace(kind, count=count) for kind, count in counts.items())
 
 
-def _dataset(account: Account) -> DatasetRecord:
-    """What all runs have released, as of now."""
+def _dataset(account: Account, own: tuple[Release, ...], run: str) -> DatasetRecord:
+    """What all runs have released, as of now; with the run's own, which another rank may be about to write there."""
     budget = account.budget
+    releases = {
+        replace(each, count=1): each.count
+        for each in _merged(segment for run in account.runs for segment in account.of_run(run))
+    }
+    for each in own:
+        kind = replace(each, count=1, run=run)
+        releases[kind] = max(each.count, releases.get(kind, 0))
     return DatasetRecord(
         name=account.name,
-        releases=_merged(segment for run in account.runs for segment in account.of_run(run)),
+        releases=tuple(replace(kind, count=count) for kind, count in releases.items()),
         id=account.id,
         budget=None if budget is None else (budget.epsilon, budget.delta),
         adaptive=budget is not None and budget.adaptive,
@@ -145,7 +152,8 @@ def _claimed(account: Account, dataset: DatasetRecord, delta: float) -> float:
     budget = account.budget
     if budget is None or not budget.adaptive:
         return composed(counted(dataset.releases), account.relation).epsilon(delta)
-    return budget.epsilon if delta >= budget.delta else math.inf
+    spent = composed(counted(dataset.releases), account.relation).interval(budget.delta)
+    return budget.epsilon if delta >= budget.delta and spent.lower <= budget.epsilon else math.inf
 
 
 def _when_all_steps_are_taken(plan: PrivacyPlan, ledger: Ledger, delta: float) -> float:

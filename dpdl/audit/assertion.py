@@ -23,20 +23,19 @@ for the number of canaries; the result says how much noise would have had to be 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 from torch import nn
 from torch.utils.data import Dataset
 
-from dpdl.audit.bounds import mu_of_epsilon, mu_of_rates, rate_at_most
 from dpdl.audit.gradient_canaries import DirectionsOnly
+from dpdl.audit.many_runs import with_power_of_runs
 from dpdl.audit.one_run import EMPTY_PLACES, bound_from_canaries_as_runs
+from dpdl.audit.power import leak_of, least_shortfall, runs_see
 from dpdl.audit.result import AuditResult
 from dpdl.audit.transcript import Transcript, statistics_of
 from dpdl.errors import ParameterError
@@ -60,7 +59,6 @@ _LEADS = {
 # The Gaussian curve through a claim at a small delta lies below that of sampled Gaussians, whose tails are heavier;
 # through one at a large delta it need not.
 _LARGEST_DELTA = 1e-3
-_POWER = 0.9  # with which a leak is called visible
 
 
 class AuditFailure(AssertionError):
@@ -97,12 +95,17 @@ def assert_private(
         confidence: in (0, 1): a correct training fails the test at most in a share of 1 - confidence.
         canaries: in each run; more see smaller faults.
         runs: trainings, >= 1; noise that repeats itself from run to run is seen from 2 on.
-        outputs, label: what the model returns and the data has as target: `outputs` scores, and class 0, as
-            cross-entropy takes them; for squared error give label=1.0 and outputs=1.
+        outputs: how many scores the model that is handed over returns, shape [N, outputs]. The default of 2 does for
+            any cross-entropy on class numbers, however many classes your own model has; give another number if `train`
+            needs it, as a mask or weights of that many classes, or 1 for squared error.
+        label: the target that each item of the data has. The default, class 0, does for any cross-entropy on class
+            numbers; else whatever your loss takes and pulls the first score up, such as 1.0 (with outputs=1) for
+            squared error or binary cross-entropy on shapes that your loss makes equal.
         insecure_seed: makes the coins reproducible, not the training.
 
     Returns:
-        The result, if it is consistent with the claim; a note says which missing noise would have been seen.
+        The result, if it is consistent with the claim; a note says which missing noise would have been seen: by the
+        plan, if it is given, else as if all of the data were in each step.
 
     Raises:
         AuditFailure: an AssertionError; the lower bound is above the claim.
@@ -116,7 +119,8 @@ def assert_private(
             f"delta = {delta:g} says little of the rest of the privacy curve. Give the claim at a delta of at most "
             f"{_LARGEST_DELTA:g}, or the plan that it comes from."
         )
-    visible = least_visible_leak(epsilon=epsilon, delta=delta, trials=canaries * runs // 4, confidence=confidence)
+    trials = canaries * runs // 4
+    least_visible_leak(epsilon=epsilon, delta=delta, trials=trials, confidence=confidence)  # else refused here
     seen = []
     for run in range(runs):
         seed = None if insecure_seed is None else insecure_seed + run
@@ -130,11 +134,9 @@ def assert_private(
         curve="gaussian" if plan is None else plan,
         assumptions=(EMPTY_PLACES,),
     )
-    note = (
-        f"{canaries} canaries in each of {runs} runs: noise of {1 / visible:.0%} of what was claimed, or less, would "
-        f"have been seen with probability {_POWER:.0%}"
-    )
-    result = replace(result, notes=(note,), details=result.details | {"canaries": canaries, "runs": runs})
+    what = f"{canaries} canaries in each of {runs} runs"
+    result = with_power_of_runs(result, what, trials=trials, curve="gaussian" if plan is None else plan, plan=None)
+    result = replace(result, details=result.details | {"canaries": canaries, "runs": runs})
     if not result.consistent:
         raise AuditFailure(result)
     return result
@@ -158,17 +160,10 @@ def least_visible_leak(*, epsilon: float, delta: float, trials: int, confidence:
         >>> round(least_visible_leak(epsilon=4.0, delta=1e-5, trials=1000, confidence=0.999), 2)
         1.46
     """
-    claimed = mu_of_epsilon(epsilon, delta=delta)
-    failure, miss = (1 - confidence) / 2, (1 - _POWER) / 2
-    factor = 1.02
-    while factor <= 8 and trials >= 1:
-        rate = float(special.ndtr(-factor * claimed / 2))  # both errors, at the threshold in the middle
-        # The most errors that there are with probability 1 - miss; none if even one is rarer than that.
-        errors = 0 if trials * rate <= miss else math.ceil(special.bdtrik(1 - miss, trials, rate))
-        limit = rate_at_most(min(max(errors, 0), trials), trials, failure=failure)
-        if limit < 0.5 and mu_of_rates(limit, limit) > claimed:
-            return factor
-        factor *= 1.02
+    sees = runs_see("gaussian", epsilon=epsilon, delta=delta, trials=trials, confidence=confidence)
+    factor = least_shortfall(leak_of(None, epsilon=epsilon, delta=delta), sees)
+    if factor is not None:
+        return factor
     raise ParameterError(
         f"With {trials} counted trials no leak beyond epsilon = {epsilon:g} at delta = {delta:g} could be seen. Give "
         "more canaries or runs, or audit a setting with a smaller epsilon."

@@ -56,8 +56,12 @@ class Canaries:
         """Toss the coins.
 
         Args:
-            examples, labels: as above.
+            examples: shape [m, ...].
+            labels: shape [m].
             insecure_seed: makes the coins reproducible; by default they come from the operating system.
+
+        Raises:
+            ParameterError: there is no canary, or not one label for each.
         """
         return cls(examples=examples, labels=labels, coins=fair_coins(len(examples), insecure_seed=insecure_seed))
 
@@ -70,7 +74,7 @@ class Canaries:
         return TensorDataset(self.examples[self.coins], self.labels[self.coins])
 
     def joined(self, dataset: Dataset[Any]) -> Dataset[Any]:
-        """The private data and the included canaries: what is to be trained on."""
+        """The private data, `dataset`, and the included canaries: what is to be trained on."""
         return ConcatDataset([dataset, self.included]) if bool(self.coins.any()) else dataset
 
 
@@ -100,7 +104,7 @@ def mislabelled(examples: Tensor, labels: Tensor, *, classes: int) -> tuple[Tens
         classes: >= 2.
 
     Returns:
-        (examples, labels), the labels moved on by 1 to classes - 1 places, not all by the same.
+        (examples, labels), shaped as they came, the labels moved on by 1 to classes - 1 places, not all by the same.
 
     Raises:
         ParameterError: labels or classes do not fit.

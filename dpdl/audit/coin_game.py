@@ -95,4 +95,5 @@ class CoinGame:
             claimed_epsilon=claimed_epsilon,
             curve=curve,
             assumptions=(*self.assumptions, f"the claim is about {self.relation.phrase}"),
+            relation=self.relation,
         )

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch.utils.data import TensorDataset
 
 from accountants import NeighboringRelation
+from accountants.commands.plot_option import add_plot, refuse_what_cannot_be_drawn
 from accountants.meaning.attacks import tpr_at_fpr
 from dpdl.audit.curves import CurveName
 from dpdl.audit.gradient_canaries import GradientCanaries
@@ -78,20 +79,21 @@ def register(subparsers: Any) -> None:
     add("--runs", type=int, metavar="N", default=RUNS, help="of many-runs, of each kind (default: %(default)s)")
     add("--jobs", type=int, metavar="N", default=1, help="processes of lira (default: %(default)s)")
     add("--confidence", type=float, default=0.95, help="(default: %(default)s)")
-    add("--plot", metavar="FILE", type=Path, help="ROC of membership or lira, .png, .pdf or .svg")
+    add_plot(parser, "the ROC of membership or lira")
     add("--json", action="store_true", help="print what was found as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
-    messages = Console(stderr=True)
+    messages = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     if arguments.plot and arguments.method not in ("membership", "lira"):
         raise ParameterError(f"--plot draws the ROC of membership or lira; {arguments.method} has none.")
+    refuse_what_cannot_be_drawn(arguments.plot)
     if not 0 < arguments.confidence < 1:
         raise ParameterError(f"--confidence must be in (0, 1), got {arguments.confidence}.")
     saved = read_run(arguments.run_directory, data_path=arguments.data)
-    messages.print(f"{saved.data}\n{saved.plan}", highlight=False)
+    messages.print(f"{saved.data}\n{saved.plan}")
     membership, audit = _METHODS[arguments.method](arguments, saved, messages)
     if arguments.json:
         found = {
@@ -108,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot and membership is not None:
         event = saved.plan.event() if saved.plan.noise_multiplier else None
         plot_roc([membership], arguments.plot, event=event, title=f"{saved.data.name}, {arguments.run_directory}")
-        messages.print(f"Written: {arguments.plot}", highlight=False)
+        messages.print(f"Written to {arguments.plot}")
     return EXIT_CONTRADICTED if audit is not None and not audit.consistent else 0
 
 
@@ -164,7 +166,7 @@ def _many_runs(arguments: argparse.Namespace, saved: SavedRun, messages: Console
 
     def once(present: bool) -> float:
         number = next(numbers)
-        messages.print(f"run {number + 1} of {2 * arguments.runs}", end="\r", highlight=False)
+        messages.print(f"run {number + 1} of {2 * arguments.runs}", end="\r")
         x = torch.cat([images, image]) if present else images
         y = torch.cat([labels, label]) if present else labels
         return -float(losses_of(again(x, y, number), image, label)[0])
@@ -193,7 +195,7 @@ def _curve(saved: SavedRun) -> PrivacyPlan | CurveName:
 
 
 def _show(saved: SavedRun, membership: MembershipResult | None, audit: AuditResult | None) -> None:
-    console = Console()
+    console = Console(markup=False)
     if membership is not None:
         console.print(_rates(saved, membership))
         console.print(f"{membership}.", highlight=False, soft_wrap=True)

@@ -30,8 +30,19 @@ from accountants import NeighboringRelation, PRVAccountant
 from dpdl.audit.bounds import epsilon_of_mu, mu_of_rates
 from dpdl.errors import ParameterError
 from dpdl.plan import PrivacyPlan
+from dpdl.privacy_report import rounded_up
 
-__all__ = ["Curve", "CurveName", "Family", "GaussianCurve", "Gaussians", "Lines", "PlanCurves", "family_of"]
+__all__ = [
+    "Curve",
+    "CurveName",
+    "Family",
+    "GaussianCurve",
+    "Gaussians",
+    "Lines",
+    "PlanCurves",
+    "family_of",
+    "relation_of",
+]
 
 CurveName = Literal["any", "gaussian"]
 
@@ -39,7 +50,7 @@ _EPSILONS = (0.0, 0.25, 1.0, 2.0, 4.0)  # where a plan's curve is asked for: eac
 _STRONGEST = 32.0  # mu: no count of runs refutes more
 _RANGE = 8.0  # times or parts of the plan's noise multiplier: where its family is searched
 _LADDER = (4.0, 2.0, 1.5, 1.25, 1.1, 1.0, 0.9, 0.75, 0.5)  # times the plan's: where tests are compared
-_RESOLUTION = 1.1  # of the noise multiplier: each step costs the accountant a curve
+_RESOLUTION = 1.03  # of the noise multiplier: each bisection costs the accountant a curve
 
 
 class Curve(Protocol):
@@ -91,6 +102,10 @@ class Family(ABC):
     def epsilon(self, strength: float, *, delta: float) -> float:
         """Of the curve of this strength, rounded down; 0 at strength 0."""
 
+    @abstractmethod
+    def refutes(self, claimed_epsilon: float | None, strength: float, *, delta: float) -> bool:
+        """Whether a claim's own curve is among those refuted, up to this strength, whatever the figure of epsilon."""
+
 
 class Gaussians(Family):
     """mu-GDP; the strength is mu."""
@@ -118,6 +133,10 @@ class Gaussians(Family):
         """As in `Family`."""
         return epsilon_of_mu(strength, delta=delta)
 
+    def refutes(self, claimed_epsilon: float | None, strength: float, *, delta: float) -> bool:
+        """False: no curve is claimed but the one through (epsilon, delta), of which the figure tells."""
+        return False
+
 
 class PlanCurves(Family):
     """A plan's events with other noise; the strength is 1 / noise multiplier."""
@@ -133,7 +152,7 @@ class PlanCurves(Family):
         self._plan = plan
 
     def strongest(self, refuted: Callable[[Curve], bool], *, above: float) -> float:
-        """As in `Family`; rounded down by up to 10%."""
+        """As in `Family`; rounded down by up to 3%."""
         claimed = 1 / self._plan.noise_multiplier
         low = high = max(claimed, above)
         if refuted(self._curve(low)):
@@ -166,6 +185,16 @@ class PlanCurves(Family):
             return 0.0
         return _accountant(replace(self._plan, noise_multiplier=1 / strength)).interval(delta).lower
 
+    def refutes(self, claimed_epsilon: float | None, strength: float, *, delta: float) -> bool:
+        """As in `Family`: of a claim that is the plan's epsilon, be it rounded up to two decimals as reports show it.
+
+        The strongest curve refuted is rounded down, so that its figure may be the claim's own.
+        """
+        if claimed_epsilon is None or strength < 1 / self._plan.noise_multiplier:
+            return False
+        most = _accountant(self._plan).interval(delta).upper
+        return claimed_epsilon <= max(most * (1 + 1e-9), float(rounded_up(most)))
+
     def _curve(self, strength: float) -> Lines:
         return _lines(replace(self._plan, noise_multiplier=1 / strength))
 
@@ -185,7 +214,12 @@ def family_of(curve: PrivacyPlan | CurveName) -> Family | None:
     raise ParameterError(f'curve must be "any", "gaussian" or a PrivacyPlan, got {curve!r}.')
 
 
-@functools.lru_cache(maxsize=64)
+def relation_of(curve: PrivacyPlan | CurveName) -> NeighboringRelation:
+    """The neighbouring relation of a plan; else that of an example which is there or not: adding or removing one."""
+    return NeighboringRelation(curve.relation) if isinstance(curve, PrivacyPlan) else NeighboringRelation.ADD_OR_REMOVE
+
+
+@functools.lru_cache(maxsize=1024)  # five pairs of numbers each
 def _lines(plan: PrivacyPlan) -> Lines:
     spent = _accountant(plan)
     return Lines(tuple((epsilon, spent.delta_interval(epsilon).upper) for epsilon in _EPSILONS))

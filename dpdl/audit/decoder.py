@@ -52,6 +52,9 @@ class DecoderResult:
         epochs: how many were trained.
         public, private: how many examples it learned from, and was measured on.
         decoder: the decoder itself, from activations to inputs.
+
+    Guarantee:
+        None: of one attack, a lower bound on what can be recovered.
     """
 
     recovered: float

@@ -72,7 +72,7 @@ def biased_distance_correlation(x: Tensor, z: Tensor) -> Tensor:
     """The distance correlation with its bias (V-statistic, not squared): for comparison with published figures only.
 
     Args:
-        x, z: as in `distance_correlation`, but from 2 rows on.
+        x, z: shape [n, ...], as in `distance_correlation`, but from 2 rows on.
 
     Returns:
         A scalar in [0, 1]. **Near 1 for independent data**, if there are few rows of many dimensions.

@@ -48,6 +48,12 @@ class GradientCanaries(nn.Module):
         slope: how much longer a canary's gradient is than that of the loss by the output; the product must be above
             max_grad_norm.
         insecure_seed: makes the coins reproducible.
+
+    Raises:
+        ParameterError: slope is not positive, or count is not a whole number >= 1.
+
+    References:
+        Nasr, Song, Thakurta, Papernot, Carlini, 2021 (the module has it). arXiv:2101.04535, section 4.
     """
 
     def __init__(
@@ -78,7 +84,7 @@ class GradientCanaries(nn.Module):
 
     @property
     def watched(self) -> Tensor:
-        """The table, for a `Transcript`; its last weight is no canary's."""
+        """The table, shape [count + 1, 1], for a `Transcript`; its last weight is no canary's."""
         return self.directions.weight
 
     def joined(self, dataset: Dataset[Any]) -> Dataset[Any]:
@@ -104,6 +110,9 @@ class DirectionsOnly(nn.Module):
     Args:
         count, label, slope, insecure_seed: as in `GradientCanaries`.
         outputs: >= 1: how many the loss expects.
+
+    References:
+        As `GradientCanaries`: arXiv:2101.04535, section 4.
     """
 
     def __init__(
@@ -131,7 +140,7 @@ class DirectionsOnly(nn.Module):
 
     @property
     def watched(self) -> Tensor:
-        """As in `GradientCanaries`."""
+        """The table, shape [count + 1, 1], as in `GradientCanaries.watched`."""
         return self.directions.weight
 
     def dataset(self) -> TensorDataset:

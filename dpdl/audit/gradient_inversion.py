@@ -63,6 +63,9 @@ class InversionResult:
         mismatch: relative squared distance of the guess's update from the one that was seen; 0 is a perfect match.
         error: mean squared error of the guess against the truth, per number; None if no truth was given.
         noise_multiplier: of the update, if it was said.
+
+    Guarantee:
+        None: of one attack; a guess that is wrong proves nothing.
     """
 
     guess: Tensor
@@ -178,7 +181,7 @@ def invert_update(
         last_layer: name of the last linear layer.
         max_grad_norm: C of the clipping; None if the update was not clipped.
         noise_multiplier: of the update, only to say in the result what it was worth.
-        truth: the example, only to measure the error.
+        truth: the example, shape [1, ...], only to measure the error.
         iterations: L-BFGS steps of each start, >= 1.
         restarts: starts, >= 1; the best match is kept.
         seed: of the starts; torch's generators stay as they are.

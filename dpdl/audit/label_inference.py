@@ -38,6 +38,9 @@ class LabelInference:
             1/2 is chance, and 0 is as bad as 1.
         cosine: AUC of the cosine with the known row's gradient, the known row left out; chance and best as above.
         positives, negatives: how many rows.
+
+    Guarantee:
+        None: of two attacks, a lower bound on what can be inferred.
     """
 
     norm: float
@@ -75,6 +78,9 @@ def infer_labels(gradients: Tensor, positive: Tensor, *, known: int | None = Non
     Raises:
         ParameterError: shapes do not fit; a gradient is not finite; there are fewer than two positive rows or no
             negative one; the known row is not positive.
+
+    References:
+        Li et al., Label Leakage and Protection in Two-party Split Learning, ICLR 2022. arXiv:2102.08504
     """
     rows = _rows(gradients)
     if positive.dtype != torch.bool or positive.shape != (len(rows),):

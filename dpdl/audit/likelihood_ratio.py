@@ -75,6 +75,10 @@ def lira(
 
     Raises:
         ParameterError: an unknown variant or variance, or too many targets.
+
+    References:
+        Carlini et al., Membership Inference Attacks From First Principles, 2022. arXiv:2112.03570, algorithm 1 and
+        section VI.
     """
     for name, value, known in (("variant", variant, Variant), ("variance", variance, Variance)):
         if value not in get_args(known):

@@ -22,18 +22,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from accountants import NeighboringRelation
 from dpdl.audit.bounds import epsilon_of_rates, rate_at_most
-from dpdl.audit.curves import CurveName, Family, family_of
+from dpdl.audit.curves import CurveName, family_of, relation_of
+from dpdl.audit.power import note_on_power, runs_see
 from dpdl.audit.result import AuditResult
 from dpdl.errors import ParameterError
 from dpdl.plan import PrivacyPlan
 
-__all__ = ["audit_many_runs", "bound_from_runs"]
+__all__ = ["audit_many_runs", "bound_from_runs", "with_power_of_runs"]
 
 Array = NDArray[np.float64]
 
@@ -49,6 +52,7 @@ def audit_many_runs(
     confidence: float = 0.95,
     claimed_epsilon: float | None = None,
     curve: PrivacyPlan | CurveName = "any",
+    relation: NeighboringRelation | str | None = None,
 ) -> AuditResult:
     """Run with and without, and bound epsilon from how well the two can be told apart.
 
@@ -61,6 +65,8 @@ def audit_many_runs(
         claimed_epsilon: to hold the bound against.
         curve: "any" assumes nothing; "gaussian", or the plan, is stronger, and an assumption: see
             `dpdl.audit.curves`.
+        relation: what the two kinds of run differ in, if `run` does not add or remove the example; by default the
+            plan's, if `curve` is one.
 
     Returns:
         The bound.
@@ -70,18 +76,29 @@ def audit_many_runs(
 
     Raises:
         ParameterError: a number is out of range, or a score is NaN.
+
+    References:
+        Jagielski, Ullman, Oprea, 2020. arXiv:2006.07709; Nasr et al., 2023. arXiv:2302.07956 (the module has both).
     """
     if not isinstance(runs, int) or runs < _FEWEST:
         raise ParameterError(f"runs must be a whole number >= {_FEWEST}, got {runs!r}.")
     seen: dict[bool, list[Mapping[str, float]]] = {True: [], False: []}
     for _ in range(runs):
         for present, scores in seen.items():
-            found = run(present)
-            scores.append(found if isinstance(found, Mapping) else {"score": float(found)})
+            scored = run(present)
+            scores.append(scored if isinstance(scored, Mapping) else {"score": float(scored)})
     with_it, without = ({name: np.array([s[name] for s in each]) for name in each[0]} for each in seen.values())
-    return bound_from_runs(
-        with_it, without, delta=delta, confidence=confidence, claimed_epsilon=claimed_epsilon, curve=curve
+    found = bound_from_runs(
+        with_it,
+        without,
+        delta=delta,
+        confidence=confidence,
+        claimed_epsilon=claimed_epsilon,
+        curve=curve,
+        relation=relation,
     )
+    what = f"{runs} runs of each kind"
+    return with_power_of_runs(found, what, trials=runs - runs // 2, curve=curve, plan=None, ideal=True)
 
 
 def bound_from_runs(
@@ -93,13 +110,14 @@ def bound_from_runs(
     claimed_epsilon: float | None = None,
     curve: PrivacyPlan | CurveName = "any",
     attack: str = "many runs",
+    relation: NeighboringRelation | str | None = None,
 ) -> AuditResult:
     """As `audit_many_runs`, from scores that are there already.
 
     Args:
         with_it, without: scores of runs with and without the example, by statistic, shapes [n] and [m], in an order
             that does not depend on them.
-        delta, confidence, claimed_epsilon, curve: as in `audit_many_runs`.
+        delta, confidence, claimed_epsilon, curve, relation: as in `audit_many_runs`.
         attack: what to call it.
 
     Raises:
@@ -110,6 +128,7 @@ def bound_from_runs(
     if not 0 < delta < 1:
         raise ParameterError(f"delta must be in (0, 1), got {delta!r}.")
     _refuse_scores(with_it, without)
+    pair = relation_of(curve) if relation is None else NeighboringRelation.of(relation)
     family = family_of(curve)
     failure = (1 - confidence) / 2
 
@@ -129,7 +148,11 @@ def bound_from_runs(
                 if found > best:
                     best, chosen = found, (name, sign, threshold)
     fpr, fnr, counts = limits(*chosen, 1)
-    lower = epsilon_of_rates(fpr, fnr, delta=delta) if family is None else _epsilon_in(family, fpr, fnr, delta)
+    if family is None:
+        lower, refuted = epsilon_of_rates(fpr, fnr, delta=delta), False
+    else:
+        strength = family.strongest(lambda each: each.least_fpr(1 - fnr) > fpr, above=0.0)
+        lower, refuted = family.epsilon(strength, delta=delta), family.refutes(claimed_epsilon, strength, delta=delta)
     details: dict[str, Any] = {
         "statistic": chosen[0],
         "threshold": chosen[1] * chosen[2],
@@ -143,8 +166,10 @@ def bound_from_runs(
         attack=attack,
         epsilon_lower=lower,
         delta=delta,
+        relation=pair.value,
         confidence=confidence,
         claimed_epsilon=claimed_epsilon,
+        claim_refuted=refuted,
         details=details,
         assumptions=(
             "the runs were independent, and differed in the one example only",
@@ -153,9 +178,37 @@ def bound_from_runs(
     )
 
 
-def _epsilon_in(family: Family, fpr: float, fnr: float, delta: float) -> float:
-    strength = family.strongest(lambda curve: curve.least_fpr(1 - fnr) > fpr, above=0.0)
-    return family.epsilon(strength, delta=delta)
+def with_power_of_runs(
+    found: AuditResult,
+    what: str,
+    *,
+    trials: int,
+    curve: PrivacyPlan | CurveName,
+    plan: PrivacyPlan | None,
+    ideal: bool = False,
+) -> AuditResult:
+    """With a note on which missing noise would have been seen, if there is a claim.
+
+    Args:
+        found: of `bound_from_runs`.
+        what: was looked at, in words.
+        trials: of either kind, counted.
+        curve: as in the audit.
+        plan: of the training, if `curve` is not it.
+        ideal: as in `note_on_power`.
+    """
+    claim = found.claimed_epsilon
+    if claim is None or math.isinf(claim):
+        return found
+    note = note_on_power(
+        runs_see(curve, epsilon=claim, delta=found.delta, trials=trials, confidence=found.confidence),
+        what=what,
+        plan=curve if isinstance(curve, PrivacyPlan) else plan,
+        epsilon=claim,
+        delta=found.delta,
+        ideal=ideal,
+    )
+    return replace(found, notes=(*found.notes, note))
 
 
 def _half(values: Array, half: int) -> Array:

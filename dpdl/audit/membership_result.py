@@ -92,6 +92,9 @@ class MembershipResult:
         no_epsilon: why there is none otherwise, and what to do; a sentence.
         notes: what a reader should know besides.
 
+    Guarantee:
+        None: of one attack. It is no lower bound on epsilon, unless coins decided who was a member (`to_audit`).
+
     Raises:
         ParameterError: a score is NaN, there are none of a kind, or the confidence is not in (0, 1).
     """

@@ -34,12 +34,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dpdl.audit.bounds import one_run_epsilon
+from accountants import NeighboringRelation
+from dpdl.audit.bounds import one_run_epsilon, one_run_p_value
 from dpdl.audit.canaries import Canaries
-from dpdl.audit.curves import CurveName, Family, family_of
+from dpdl.audit.curves import CurveName, Family, family_of, relation_of
 from dpdl.audit.gradient_canaries import GradientCanaries
-from dpdl.audit.many_runs import bound_from_runs
+from dpdl.audit.many_runs import bound_from_runs, with_power_of_runs
 from dpdl.audit.one_run_trade_off import one_run_refutes
+from dpdl.audit.power import curve_of_claim, guesses_see, note_on_power
 from dpdl.audit.result import AuditResult
 from dpdl.audit.transcript import Transcript, statistics_of
 from dpdl.errors import ParameterError
@@ -101,9 +103,12 @@ def audit_one_run(
 
     Raises:
         ParameterError: a number is out of range, or the scores are not m numbers.
+
+    References:
+        Steinke, Nasr, Jagielski, 2023 (the module has it). arXiv:2305.08846
     """
     scores = score(train(canaries.joined(dataset)), canaries.examples, canaries.labels)
-    return bound_from_scores(
+    found = bound_from_scores(
         {"score": scores.detach().cpu().double().numpy()},
         canaries.coins.cpu().numpy(),
         attack="one run, black box",
@@ -112,6 +117,7 @@ def audit_one_run(
         claimed_epsilon=claimed_epsilon,
         curve=curve,
     )
+    return _with_power_of_guesses(found, canaries.coins.numel(), curve=curve, plan=None, statistics=1, ideal=True)
 
 
 def audit_gradients(
@@ -124,6 +130,7 @@ def audit_gradients(
     claimed_epsilon: float | None = None,
     curve: PrivacyPlan | CurveName = "any",
     independent: bool = False,
+    plan: PrivacyPlan | None = None,
 ) -> AuditResult:
     """Train once with gradient canaries, and bound epsilon from what each step did to their weights. White box.
 
@@ -136,9 +143,12 @@ def audit_gradients(
         independent: count each canary as a run of its own. It is far stronger, and an assumption: that what happens
             to one canary (sampling, noise) is independent of what happens to another, as Poisson sampling and
             independent Gaussian noise are.
+        plan: of the training, if `curve` is not it: for the note on power only, which depends on how seldom examples
+            are drawn.
 
     Returns:
-        The bound, from the best of four statistics of the steps; with the confidence stated for all of them.
+        The bound, from the best of four statistics of the steps; with the confidence stated for all of them. Of a
+        claim, a note says which missing noise would have been seen.
 
     Guarantee:
         As of `audit_one_run`.
@@ -146,6 +156,9 @@ def audit_gradients(
     Raises:
         ParameterError: a number is out of range.
         StepError: the training moved another model's weights.
+
+    References:
+        Steinke, Nasr, Jagielski, 2023 (the module has it). arXiv:2305.08846
     """
     with Transcript([canaries.watched]) as seen:
         train(canaries, canaries.joined(dataset))
@@ -154,7 +167,7 @@ def audit_gradients(
     scores = statistics_of(moves, reference=moves[:, : max(1, len(coins) // 4)])
     attack = "one run, white box"
     if independent:
-        return bound_from_canaries_as_runs(
+        found = bound_from_canaries_as_runs(
             {name: (values, coins) for name, values in scores.items()},
             attack=attack,
             delta=delta,
@@ -163,7 +176,10 @@ def audit_gradients(
             curve=curve,
             assumptions=(EMPTY_PLACES,),
         )
-    return bound_from_scores(
+        return with_power_of_runs(
+            found, f"{len(coins)} canaries", trials=len(coins) // 4, curve=curve, plan=plan
+        )  # half of them are counted, half of those are in
+    found = bound_from_scores(
         scores,
         coins,
         attack=attack,
@@ -173,6 +189,7 @@ def audit_gradients(
         curve=curve,
         assumptions=(EMPTY_PLACES,),
     )
+    return _with_power_of_guesses(found, len(coins), curve=curve, plan=plan, statistics=len(scores))
 
 
 def bound_from_canaries_as_runs(
@@ -221,6 +238,7 @@ def bound_from_scores(
     claimed_epsilon: float | None = None,
     curve: PrivacyPlan | CurveName = "any",
     assumptions: tuple[str, ...] = (),
+    relation: NeighboringRelation | None = None,
 ) -> AuditResult:
     """A bound from scores that one run, or several with coins of their own, gave to candidates.
 
@@ -229,6 +247,7 @@ def bound_from_scores(
         coins: shape [m], bool.
         attack, delta, confidence, claimed_epsilon, curve: as in `audit_one_run`.
         assumptions: more than those about coins and curve.
+        relation: what a coin changes in the data; by default the plan's, if `curve` is one, else adding or removing.
 
     Returns:
         The best bound over statistics and shares, at the confidence stated for all of them together.
@@ -275,8 +294,10 @@ def bound_from_scores(
         attack=attack,
         epsilon_lower=lower,
         delta=delta,
+        relation=(relation or relation_of(curve)).value,
         confidence=confidence,
         claimed_epsilon=claimed_epsilon,
+        claim_refuted=family is not None and family.refutes(claimed_epsilon, best, delta=delta),
         details=details,
         assumptions=(
             _FAIR,
@@ -290,13 +311,46 @@ def _strength(
     right: int, guesses: int, candidates: int, family: Family | None, *, delta: float, failure: float, above: float
 ) -> float:
     """The strongest leak that the guesses refute, at least `above`: an epsilon if there is no family."""
-    if not 2 * right > guesses:
+    if not 2 * right > guesses:  # no better than coins
         return above
     if family is None:
         return max(above, one_run_epsilon(right, guesses, candidates, delta=delta, confidence=1 - failure))
     return family.strongest(
         lambda curve: one_run_refutes(right, guesses, candidates, curve=curve, failure=failure), above=above
     )
+
+
+def _with_power_of_guesses(
+    found: AuditResult,
+    candidates: int,
+    *,
+    curve: PrivacyPlan | CurveName,
+    plan: PrivacyPlan | None,
+    statistics: int,
+    ideal: bool = False,
+) -> AuditResult:
+    """With a note on which missing noise would have been seen, if there is a claim."""
+    claim = found.claimed_epsilon
+    if claim is None or math.isinf(claim):
+        return found
+    shares = tuple(each for each in SHARES if any(int(share * candidates) for share in each))
+    failure = (1 - found.confidence) / max(1, statistics * len(shares))
+    claimed = curve_of_claim(curve, claim, delta=found.delta)
+
+    def refuted(right: int, guesses: int) -> bool:
+        if claimed is None:
+            return one_run_p_value(right, guesses, candidates, epsilon=claim, delta=found.delta) <= failure
+        return one_run_refutes(right, guesses, candidates, curve=claimed, failure=failure)
+
+    note = note_on_power(
+        guesses_see(refuted, candidates=candidates, shares=shares),
+        what=f"{candidates} canaries",
+        plan=curve if isinstance(curve, PrivacyPlan) else plan,
+        epsilon=claim,
+        delta=found.delta,
+        ideal=ideal,
+    )
+    return replace(found, notes=(*found.notes, note))
 
 
 def _counted(scores: Array, coins: Coins, share_in: float, share_out: float) -> tuple[int, int]:

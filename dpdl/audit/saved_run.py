@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import accountants
 from accountants import NeighboringRelation
+from dpdl.checkpoint_format import read_tree
 from dpdl.data import ImageData, load
-from dpdl.errors import CheckpointError
+from dpdl.errors import CheckpointError, ParameterError
 from dpdl.execution import Execution
 from dpdl.models import build_model
 from dpdl.plan import PrivacyPlan
@@ -155,25 +156,46 @@ def read_run(directory: Path, *, data_path: str | None = None) -> SavedRun:
                 f"There is no run in {directory}: {name} is missing. Make one: dpdl train --output {directory}"
             )
     report = _report(directory / REPORT)
-    extra = torch.load(directory / CHECKPOINT, weights_only=True)["extra"]
+    extra = read_tree(directory / CHECKPOINT, named=directory / CHECKPOINT).get("extra")
+    if not isinstance(extra, dict) or not {"settings", "data", "data_path"} <= extra.keys():
+        raise CheckpointError(f"{directory / CHECKPOINT} is not of dpdl train. Audit the folder that it wrote.")
     settings = Settings.from_json(extra["settings"])
     data = load(data_path or extra["data_path"])
     if data.name != extra["data"]:
         raise CheckpointError(
             f"The run in {directory} was trained on {extra['data']}, but {data.source} is {data.name}."
         )
-    plan = PrivacyPlan(
-        sample_rate=report["sample_rate"],
-        expected_batch_size=report["expected_batch_size"],
-        steps=report["steps"],
-        noise_multiplier=report["noise_multiplier"],
-        max_grad_norm=math.inf if report["max_grad_norm"] == "inf" else report["max_grad_norm"],
-    )
+    plan, delta = _claimed(directory / REPORT, report, size=len(data.train_images))
     channels, height, width = data.train_images.shape[1:]
     model = TrainAgain(settings, plan, (channels, height, width), len(data.classes)).new_model()
-    model.load_state_dict(torch.load(directory / WEIGHTS, weights_only=True, map_location=settings.device))
+    weights = read_tree(directory / WEIGHTS, named=directory / WEIGHTS)
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:  # other names or shapes; no names at all
+        raise CheckpointError(
+            f"{directory / WEIGHTS} is not of the network that the run says it trained, {settings.model}. Audit the "
+            "folder as dpdl train wrote it."
+        ) from error
     model.eval()
-    return SavedRun(directory=directory, settings=settings, plan=plan, delta=report["delta"], data=data, model=model)
+    return SavedRun(directory=directory, settings=settings, plan=plan, delta=delta, data=data, model=model)
+
+
+def _claimed(path: Path, report: dict[str, Any], *, size: int) -> tuple[PrivacyPlan, float]:
+    """The plan, with the steps that were taken, and delta."""
+    try:
+        if report["steps"] == 0:
+            raise ParameterError("it took no steps: nothing was released.")
+        plan = PrivacyPlan(
+            sample_rate=report["sample_rate"],
+            expected_batch_size=report["expected_batch_size"],
+            steps=report["steps"],
+            noise_multiplier=report["noise_multiplier"],
+            max_grad_norm=math.inf if report["max_grad_norm"] == "inf" else report["max_grad_norm"],
+            dataset_size=size,
+        )
+        return plan, accountants.arguments.delta(report["delta"])
+    except (ParameterError, OverflowError) as error:  # a whole number that no double holds
+        raise CheckpointError(f"{path} is not the report of a run that can be audited: {error}") from error
 
 
 def _on(device: str, inputs: Any) -> Any:
@@ -183,8 +205,10 @@ def _on(device: str, inputs: Any) -> Any:
 def _report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError, too
         raise CheckpointError(f"{path} is damaged: it is not JSON ({error}).") from error
+    if not isinstance(report, dict):
+        raise CheckpointError(f"{path} is not the report of a training run: it is no object.")
     needed = ("sample_rate", "expected_batch_size", "steps", "noise_multiplier", "max_grad_norm", "delta")
     missing = [name for name in needed if name not in report]
     if missing:

@@ -104,6 +104,9 @@ def train_shadow_models(
 
     Raises:
         ParameterError: too few models, jobs or candidates; or a function that cannot be sent to another process.
+
+    References:
+        Carlini et al., Membership Inference Attacks From First Principles, 2022. arXiv:2112.03570
     """
     count = arguments.positive_whole("models", models, remedy="Give 16 or more.")
     if count < _FEWEST_MODELS:

@@ -8,4 +8,5 @@ from __future__ import annotations
 
 __all__ = ["A_FAILURE_PROVES_NOTHING"]
 
+# The end of every result of an attack.
 A_FAILURE_PROVES_NOTHING = "an attack that fails proves nothing: this is no formal guarantee"

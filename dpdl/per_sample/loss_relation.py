@@ -27,7 +27,7 @@ Verdict = Literal["mean", "sum", "neither"]
 def relation_of(whole: Sequence[Tensor], part: Sequence[Tensor], *, size: int, part_size: int) -> Verdict | None:
     """How output gradients of the same examples, among `size` and among `part_size` examples, are related.
 
-    None if they are all zero, which says nothing.
+    None if they are all zero, or so small that rounding leaves nothing of them: that says nothing.
     """
     holds = _equal_after(whole, part, [size / part_size, 1.0])
     if holds is None:
@@ -36,23 +36,32 @@ def relation_of(whole: Sequence[Tensor], part: Sequence[Tensor], *, size: int, p
 
 
 def agree(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool | None:
-    """Whether gradients are the same; None if they are all zero."""
+    """Whether gradients are the same; None if they are all zero, or as good as zero."""
     holds = _equal_after(one, other, [1.0])
     return None if holds is None else holds[0]
 
 
 def _equal_after(whole: Sequence[Tensor], part: Sequence[Tensor], factors: list[float]) -> list[bool] | None:
-    """Whether `part` is `whole` times each factor; None if all is zero."""
-    squares, distances, all_zero = 0.0, [0.0] * len(factors), True
+    """Whether `part` is `whole` times each factor; None if all is zero, or too small to be told from zero."""
+    squares, distances, largest, count = 0.0, [0.0] * len(factors), 0.0, 0
     for a, b in _blocks(whole, part):
-        all_zero = all_zero and not bool(a.any()) and not bool(b.any())
         squares += float(b.square().sum())
+        largest = max(largest, *(float(x.abs().max()) for x in (a, b) if x.numel()), 0.0)
+        count += b.numel()
         for i, factor in enumerate(factors):
             distances[i] += float((a * factor - b).square().sum())
-    if all_zero:
-        return None
     tolerance = max(TOLERANCE, *(ROUNDINGS * torch.finfo(g.dtype).eps for g in part))
+    # Numbers near the smallest of their dtype are rounded to its multiples, however small they are: a saturated
+    # softmax has such gradients. The larger side is compared, so that a gradient which comes out of nothing is seen.
+    spacing = max(_spacing(g.dtype) for g in (*whole, *part))
+    if tolerance * largest <= ROUNDINGS * max(factors) * spacing * count**0.5:
+        return None
     return [distance**0.5 <= tolerance * squares**0.5 for distance in distances]
+
+
+def _spacing(dtype: torch.dtype) -> float:
+    """The smallest number of a dtype above zero."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
 
 
 def _blocks(whole: Sequence[Tensor], part: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,14 +13,16 @@ from dpdl.audit.result import AuditResult
 from dpdl.claims import AdversaryReport
 from dpdl.errors import DataError, ParameterError
 from dpdl.privacy_report import PrivacyReport
+from dpdl.report.comparison import compared
 from dpdl.report.page import report_page
 from dpdl.report.text import report_text
-from dpdl.report.words import contradicts
 from dpdl.training import REPORT, HistoryPoint
 
 __all__ = ["register"]
 
 EXIT_CONTRADICTED = 1
+MOST_STEPS = 10**15
+AUDIT_RUN = "dpdl.audit-run/1"  # of dpdl audit --json
 CLAIMS = "dpdl.claims/"  # a report by adversary, of a federation or a split network
 
 EXAMPLES = """examples:
@@ -28,6 +30,7 @@ EXAMPLES = """examples:
   dpdl report dpdl-run --html page.html             a page of its own, to publish
   dpdl report dpdl-run --delta 1e-6                 with epsilon at another delta
   dpdl report dpdl-run/report.json --json           the report, read and checked
+  dpdl audit dpdl-run --split random --json > audit.json
   dpdl report dpdl-run --audit audit.json           with what an attack found; exit code 1 if that contradicts it
 """
 
@@ -43,7 +46,8 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("run_or_report", metavar="RUN", type=Path, help=f"the folder of a run, or its {REPORT}")
+    add("run_or_report", metavar="RUN", nargs="?", type=Path, default=Path("dpdl-run"), help=f"the folder of a run, or "
+        f"its {REPORT} (default: %(default)s)")  # fmt: skip
     add("--html", metavar="PAGE", type=Path, help="write a page of its own there")
     add("--json", action="store_true", help="print the report as JSON instead of text")
     add("--delta", metavar="D", type=float, action="append", default=[], help="also give epsilon at this delta")
@@ -57,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if _schema(text).startswith(CLAIMS):
         return _by_adversary(AdversaryReport.from_json(text), arguments)
     report, document = PrivacyReport.from_json(text), json.loads(text)
-    audits = [*_embedded(document), *(AuditResult.from_json(_read(path)) for path in arguments.audit)]
+    audits = [*_embedded(document), *(_audit(path) for path in arguments.audit)]
     deltas: list[float] = arguments.delta
     if deltas and report.step is None:
         raise ParameterError("--delta needs the releases, which a report of schema 1 does not list. Leave it out.")
@@ -71,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         sys.stdout.write(report_text(report, audits=audits, deltas=deltas))
     read = report.readings(deltas=[audit.delta for audit in audits if audit.delta > 0]) if audits else None
-    return EXIT_CONTRADICTED if any(contradicts(audit, report, read) for audit in audits) else 0
+    return EXIT_CONTRADICTED if any(each.alarms for each in compared(audits, report, read)) else 0
 
 
 def _by_adversary(report: AdversaryReport, arguments: argparse.Namespace) -> int:
@@ -117,6 +121,17 @@ def _embedded(document: dict[str, Any]) -> list[AuditResult]:
     return [AuditResult.from_dict(values) for values in audits]
 
 
+def _audit(path: Path) -> AuditResult:
+    """What `AuditResult.to_json` wrote, or `dpdl audit --json`, which has it beside other things."""
+    text = _read(path)
+    if _schema(text) == AUDIT_RUN:
+        values = json.loads(text).get("audit")
+        if values is None:
+            raise ParameterError(f"{path} has no bound on epsilon to compare: `dpdl audit` said why. Leave it out.")
+        return AuditResult.from_dict(values)
+    return AuditResult.from_json(text)
+
+
 def _history(document: dict[str, Any]) -> Sequence[HistoryPoint]:
     """Accuracy over the steps, as `dpdl train` adds it."""
     training = document.get("training", {})
@@ -127,6 +142,12 @@ def _history(document: dict[str, Any]) -> Sequence[HistoryPoint]:
             )
             for point in training.get("history", [])
         ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ParameterError(f"The training history in the report cannot be read: {error!r}.") from error
+    for point in points:
+        if not (0 <= point.step <= MOST_STEPS and 0 <= point.test_accuracy <= 1):
+            raise ParameterError(
+                f"The training history in the report cannot be read: accuracy {point.test_accuracy} at step "
+                f"{point.step if abs(point.step) <= MOST_STEPS else 'beyond all'}."
+            )
     return points

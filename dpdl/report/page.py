@@ -12,19 +12,18 @@ import math
 from collections.abc import Sequence
 
 from dpdl.audit.result import AuditResult
-from dpdl.audit.verdict import A_FAILURE_PROVES_NOTHING
 from dpdl.html_page import bulleted, document, numbered, table, text
-from dpdl.privacy_report import PrivacyReport, percent_up, rounded_down, rounded_up, shown_delta
+from dpdl.privacy_report import PrivacyReport, figures_up, percent_up, rounded_down, rounded_up, shown_delta
 from dpdl.readings import Membership, Readings, StepPoint
 from dpdl.releases import Release
+from dpdl.report.audits_part import audits_part, percent_told
 from dpdl.report.chart import Curve, Mark, line_chart
+from dpdl.report.comparison import Comparison, compared
 from dpdl.report.words import (
     ATTACKER,
     accuracy_told,
     advantage_told,
     at_most,
-    bound_at,
-    contradicts,
     event_told,
     false_alarms,
     one_in,
@@ -65,16 +64,17 @@ def report_page(
         ParameterError: a delta outside (0, 1).
     """
     read = report.readings(deltas=[*deltas, *(audit.delta for audit in audits if audit.delta > 0)])
+    beside = compared(audits, report, read)
     short = f"epsilon <= {rounded_up(report.epsilon)}" if report.guaranteed else "NO GUARANTEE"
     parts = [
         _head(report),
-        *_alarms(report, audits, read),
+        *_alarms(report, beside, read),
         _notes(report.notes),
         "<h2>The claim</h2>",
         _facts(report),
         *([_unread()] if read is None else _meaning(report, read)),
         *_releases(report),
-        *_audits(report, audits, read),
+        *audits_part(beside),
         *_accuracy(history),
         "<h2>Assumed</h2>",
         '<p class="soft">Where one of these does not hold, neither does the claim.</p>',
@@ -100,17 +100,17 @@ def _head(report: PrivacyReport) -> str:
     )
 
 
-def _alarms(report: PrivacyReport, audits: Sequence[AuditResult], read: Readings | None) -> list[str]:
+def _alarms(report: PrivacyReport, beside: Sequence[Comparison], read: Readings | None) -> list[str]:
     alarms = []
     if not report.guaranteed:
         alarms.append(
             _alarm("NO GUARANTEE", "Epsilon is infinite at this delta: what was released may show any example. ")
         )
-    for audit in audits:
-        if found := contradicts(audit, report, read):
-            sure = f"with confidence {_share_down(audit.confidence)}"
-            say = f"{found}, {sure}. The claim is wrong, or what the audit assumes."
-            alarms.append(_alarm("THE CLAIM IS CONTRADICTED", say))
+    for each in beside:
+        if each.alarms:
+            sure = f"with confidence {percent_told(each.audit.confidence)}"
+            say = f"{each.found}, {sure}. The claim is wrong, or what the audit assumes."
+            alarms.append(_alarm(each.title, say))
     if report.guaranteed and report.dataset_epsilon is not None and math.isinf(report.dataset_epsilon):
         say = "All runs on the data together have an infinite epsilon at this delta: what this run promises is not all."
         alarms.append(_alarm("NO GUARANTEE FOR ALL RUNS TOGETHER", say))
@@ -159,7 +159,7 @@ def _facts(report: PrivacyReport) -> str:
     dataset = report.dataset
     if dataset is not None:
         known = "" if dataset.id is None else f", id {dataset.id}"
-        budget = "no budget" if dataset.budget is None else "budget epsilon {:g} at delta {:g}".format(*dataset.budget)
+        budget = "no budget" if dataset.budget is None else f"budget {_budget(*dataset.budget)}"
         rows.append(("Dataset's ledger", f"{dataset.name}{known}, {budget}{', adaptive' if dataset.adaptive else ''}"))
     cells = "\n".join(f'<tr><th scope="row">{name}</th><td>{text(value)}</td></tr>' for name, value in rows)
     caption = "<caption>What is promised, and by what</caption>"
@@ -333,41 +333,6 @@ def _run(report: PrivacyReport, release: Release) -> str:
     return f"{name} (this run)" if release.run and release.run == report.run else name
 
 
-def _audits(report: PrivacyReport, audits: Sequence[AuditResult], read: Readings | None) -> list[str]:
-    if not audits:
-        return []
-    rows = []
-    for audit in audits:
-        bound = bound_at(audit.delta, report, read)
-        found = f"epsilon ≥ {rounded_down(audit.epsilon_lower)} at delta = {shown_delta(audit.delta)}"
-        against = "–" if bound is None else _at_most(bound)
-        verdict = "<strong>✕ contradicts the claim</strong>" if contradicts(audit, report, read) else "no contradiction"
-        rows.append(
-            [
-                text(audit.attack),
-                f"{found}, with confidence {_share_down(audit.confidence)}",
-                against,
-                verdict + _told(audit),
-            ]
-        )
-    head = ["Attack", "Found at least", "This report's bound", "Verdict"]
-    told = f'<p class="soft">{text(A_FAILURE_PROVES_NOTHING[0].upper() + A_FAILURE_PROVES_NOTHING[1:])}.</p>'
-    return ["<h2>Audits</h2>", table("What attacks found", head, rows, kind="compact wide"), told]
-
-
-def _told(audit: AuditResult) -> str:
-    """What an audit counted and assumes, below its verdict."""
-    counts = [
-        f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{name.replace('_', ' ')} {value:.4g}"
-        for name, value in audit.details.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
-    lines = [" · ".join(counts)] if counts else []
-    lines += [f"assumes: {'; '.join(audit.assumptions)}"] if audit.assumptions else []
-    lines += audit.notes
-    return "".join(f'<p class="soft">{text(line)}</p>' for line in lines)
-
-
 def _accuracy(history: Sequence[HistoryPoint]) -> list[str]:
     if not history:
         return []
@@ -400,7 +365,5 @@ def _at_most(epsilon: float) -> str:
     return at_most(epsilon).replace("<=", "≤")
 
 
-def _share_down(share: float) -> str:
-    """A confidence, rounded down: 0.95 is 95 %."""
-    exact = math.floor(share * 1e5 + 1e-7) / 1e3
-    return f"{exact:g} %"
+def _budget(epsilon: float, delta: float) -> str:
+    return f"epsilon {figures_up(epsilon)} at delta {shown_delta(delta)}"

@@ -15,6 +15,12 @@ __all__ = ["plot_history"]
 def plot_history(history: Sequence[HistoryPoint], *, delta: float, title: str, path: Path) -> None:
     """Write a PNG with two panels: test accuracy above, the spent epsilon below.
 
+    Args:
+        history: accuracy and epsilon, over epochs.
+        delta: of the epsilons.
+        title: above both.
+        path: the file; one that is there is replaced.
+
     Raises:
         DataError: matplotlib is not installed.
     """

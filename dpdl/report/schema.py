@@ -14,6 +14,7 @@ from typing import Any
 
 __all__ = ["SCHEMA_FILE", "report_schema"]
 
+# The JSON Schema of what PrivacyReport.to_json writes, in this package.
 SCHEMA_FILE = "report-2.schema.json"
 
 

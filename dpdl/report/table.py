@@ -11,7 +11,7 @@ __all__ = ["result_table"]
 
 
 def result_table(result: TrainingResult) -> Table:
-    """What was reached and what it cost, one quantity a row. Bounds are rounded to the safe side."""
+    """What `result` has reached and what that cost, one quantity a row. Bounds are rounded to the safe side."""
     report, plan = result.report, result.plan
     table = Table(title="Private training" if result.completed else "Private training, stopped early")
     table.add_column("quantity", style="bold")

@@ -8,10 +8,10 @@ from dpdl.audit.result import AuditResult
 from dpdl.privacy_report import PrivacyReport, rounded_down, rounded_up, shown_delta
 from dpdl.readings import Readings
 from dpdl.releases import Release
+from dpdl.report.comparison import compared
 from dpdl.report.words import (
     ATTACKER,
     at_most,
-    contradicts,
     event_told,
     membership_told,
     protects_little,
@@ -22,7 +22,7 @@ __all__ = ["report_text"]
 
 
 def report_text(report: PrivacyReport, *, audits: Sequence[AuditResult] = (), deltas: Sequence[float] = ()) -> str:
-    """All that a report says, in lines.
+    """All that a report claims, in lines.
 
     Args:
         report: the claim.
@@ -34,9 +34,10 @@ def report_text(report: PrivacyReport, *, audits: Sequence[AuditResult] = (), de
     """
     read = report.readings(deltas=[*deltas, *(audit.delta for audit in audits if audit.delta > 0)])
     lines = [report.sentence, ""]
-    for audit in audits:
-        if found := contradicts(audit, report, read):
-            lines += [f"CONTRADICTED: {found}.", ""]
+    beside = compared(audits, report, read)
+    for each in beside:
+        if each.alarms:
+            lines += [f"{'CONTRADICTED' if each.contradicts else each.title}: {each.found}.", ""]
     if not report.secure_randomness:
         lines += ["INSECURE SEED: whoever knows it can remove the noise, and has no bound at all.", ""]
     lines += _section("notes", report.notes)
@@ -45,7 +46,7 @@ def report_text(report: PrivacyReport, *, audits: Sequence[AuditResult] = (), de
     if report.dataset is not None:
         lines += _section(f"releases of all runs in {report.dataset.name}", map(_release, report.dataset.releases))
     lines += _meaning(read)
-    lines += _section("audits", map(str, audits))
+    lines += _section("audits", (f"{each.audit}. Beside this report: {each.verdict}" for each in beside))
     lines += _section("assumed", report.assumptions)
     return "\n".join(map(_plain, lines)).rstrip() + "\n"
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 
 from accountants import EpsilonDelta, Event, Gaussian, Laplace, PoissonSampled
-from dpdl.audit.result import AuditResult
-from dpdl.privacy_report import PrivacyReport, percent_up, rounded_up, shown_delta
-from dpdl.readings import AtDelta, Membership, Readings
+from dpdl.privacy_report import figures_down, figures_up, percent_up, rounded_up
+from dpdl.readings import Membership
 
 __all__ = [
     "ATTACKER",
     "accuracy_told",
     "advantage_told",
     "at_most",
-    "bound_at",
-    "contradicts",
     "event_told",
     "false_alarms",
     "membership_told",
@@ -46,15 +43,15 @@ def event_told(event: Event) -> str:
         Gaussian noise of 1.1 times the sensitivity, on a Poisson sample at rate 0.01
     """
     if isinstance(event, PoissonSampled):
-        return f"{event_told(event.event)}, on a Poisson sample at rate {event.sample_rate:.6g}"
+        return f"{event_told(event.event)}, on a Poisson sample at rate {figures_up(event.sample_rate)}"
     if isinstance(event, Gaussian):
         if event.noise_multiplier == 0:
             return "the exact answer, without noise"
-        return f"Gaussian noise of {event.noise_multiplier:.6g} times the sensitivity"
+        return f"Gaussian noise of {figures_down(event.noise_multiplier)} times the sensitivity"
     if isinstance(event, Laplace):
-        return f"Laplace noise of scale {event.scale:.6g} times the sensitivity"
+        return f"Laplace noise of scale {figures_down(event.scale)} times the sensitivity"
     if isinstance(event, EpsilonDelta):
-        return f"a mechanism with epsilon {event.epsilon:.6g} at delta {event.delta:.6g}"
+        return f"a mechanism with epsilon {figures_up(event.epsilon)} at delta {figures_up(event.delta)}"
     return str(event)
 
 
@@ -128,26 +125,3 @@ def membership_told(membership: Membership) -> list[str]:
 def protects_little(membership: Membership) -> bool:
     """Whether the bounds exclude next to nothing."""
     return membership.accuracy > LITTLE
-
-
-def contradicts(audit: AuditResult, report: PrivacyReport, read: Readings | None) -> str | None:
-    """Why an audit and the report cannot both be right; None if they can.
-
-    The audit is held against the larger of what the run spent and what all its planned steps spend: it may be of
-    another run of the same plan.
-    """
-    found = f"{audit.attack} found epsilon >= {audit.epsilon_lower:.6g} at delta = {shown_delta(audit.delta)}"
-    if not audit.consistent:
-        return f"{found}, above the claim of {audit.claimed_epsilon:.6g} that it was held against"
-    bound = bound_at(audit.delta, report, read)
-    if bound is not None and audit.epsilon_lower > bound:
-        return f"{found}, above this report's {bound:.6g}"
-    return None
-
-
-def bound_at(delta: float, report: PrivacyReport, read: Readings | None) -> float | None:
-    """What the report promises at a delta at most, planned steps included; None if it does not say."""
-    rows: list[AtDelta] = [] if read is None else [row for row in read.at_deltas if row.delta == delta]
-    if rows:
-        return max(rows[0].so_far, rows[0].planned)
-    return max(report.epsilon, report.planned_epsilon or 0.0) if delta == report.delta else None

@@ -35,6 +35,7 @@ __all__ = ["GrpcChannel", "GrpcServer", "serve"]
 
 _log = logging.getLogger(__name__)
 _SERVICE, _METHOD = "dpdl.split.Channel", "Request"
+_LARGEST_PORT = 65535
 _THREADS = 8  # a repetition waits in one while the first is worked on
 # Requests that may be under way at once: with max_bytes the most memory that strangers' bytes can take.
 _CONCURRENT = 8
@@ -225,8 +226,9 @@ def _sizes(limits: FrameLimits) -> list[tuple[str, int]]:
 
 
 def _refuse_security(address: str, tls: MutualTLS | None, insecure: bool) -> None:
-    if ":" not in address:
-        raise ParameterError(f"address must be host:port, got {address!r}.")
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > _LARGEST_PORT:  # gRPC takes another one
+        raise ParameterError(f"address must be host:port, with a port from 0 to {_LARGEST_PORT}, got {address!r}.")
     if (tls is None) != insecure:
         raise ParameterError(
             f"Give tls=MutualTLS.of(folder, party) for {address}, with certificates from: dpdl split certificates. "

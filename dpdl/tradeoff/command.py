@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,9 +16,10 @@ from accountants import Repetitions
 from dpdl.errors import DataError, ParameterError
 from dpdl.models import MODEL_NAMES
 from dpdl.tradeoff.cases import Case, Features
-from dpdl.tradeoff.grid import Grid, HeldOut
+from dpdl.tradeoff.grid import MOST_RUNS, Grid, HeldOut
 from dpdl.tradeoff.journal import JOURNAL, asked_before
 from dpdl.tradeoff.result import SweepResult, written
+from dpdl.tradeoff.saved import refuse_damaged_settings
 from dpdl.tradeoff.sweep import CHOSEN, RUNS, SECRET, run_grid
 from dpdl.tradeoff.tables import TABLES
 from dpdl.tradeoff.workers import processors
@@ -101,13 +103,13 @@ def register(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
-    messages = Console(stderr=True)
+    messages = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     output: Path = arguments.output
     before = _saved(output) if arguments.resume else None
     case = _case(arguments, before)
     with messages.status("Reading data"):
         task = case.task()
-    messages.print(str(task), highlight=False)
+    messages.print(str(task))
     grid = _grid(arguments, before, case, dataset_size=len(task.train_labels))
     try:
         result = run_grid(
@@ -122,17 +124,15 @@ def run(arguments: argparse.Namespace) -> int:
             beside={"case": asdict(case)},
         )
     except KeyboardInterrupt:
-        messages.print(
-            f"Stopped; finished runs are kept. Go on with: dpdl sweep --resume --output {output}", highlight=False
-        )
+        messages.print(f"Stopped; finished runs are kept. Go on with: {_again(output)}")
         return EXIT_STOPPED
     names = written(result, output)
+    names += _plotted(result, output, task.name, messages)
+    _close(result, output, names, messages)
     if arguments.json:
         sys.stdout.write(result.to_json() + "\n")
     else:
-        Console().print(result.table(), highlight=False)
-    names += _plotted(result, output, task.name, messages)
-    _close(result, output, names, messages)
+        Console(markup=False).print(result.table(), highlight=False)
     return EXIT_FAILED if result.failed or (result.selection is not None and not result.rows) else 0
 
 
@@ -142,33 +142,36 @@ def _plotted(result: SweepResult, output: Path, name: str, messages: Console) ->
     try:
         result.plot(output / PLOT, title=f"What privacy costs: {name}", score="accuracy on held-out records")
     except (DataError, ParameterError) as error:
-        messages.print(f"No plot was written. {error}", highlight=False)
+        messages.print(f"No plot was written. {error}")
         return []
     return [PLOT]
 
 
 def _close(result: SweepResult, output: Path, names: list[str], messages: Console) -> None:
     if result.selection is None:
-        messages.print(f"Written to {output}: {', '.join([*names, JOURNAL, RUNS + '/'])}", highlight=False)
+        messages.print(f"Written to {output}: {', '.join([*names, JOURNAL, RUNS + '/'])}")
         for row in result.failed:
-            messages.print(f"Failed: {row.key}: {row.error}", highlight=False, markup=False)
+            messages.print(f"Failed: {row.key}: {row.error}")
         if result.failed:
-            again = f"dpdl sweep --resume --output {output}"
-            messages.print(f"{len(result.failed)} runs failed. Once the cause is mended: {again}", highlight=False)
+            messages.print(f"{len(result.failed)} runs failed. Once the cause is mended: {_again(output)}")
         return
     if result.rows:
         names.append(f"{CHOSEN}/")
     else:
-        messages.print(
-            f"Nothing was chosen: no run was drawn, or all failed ({SECRET}/{JOURNAL} has why).", highlight=False
-        )
-    messages.print(f"Written to {output}: {', '.join(names)}. Publish none of {SECRET}/.", highlight=False)
+        messages.print(f"Nothing was chosen: no run was drawn, or all failed ({SECRET}/{JOURNAL} has why).")
+    messages.print(f"Written to {output}: {', '.join(names)}. Publish none of {SECRET}/.")
+
+
+def _again(output: Path) -> str:
+    return f"dpdl sweep --resume --output {shlex.quote(str(output))}"
 
 
 def _saved(output: Path) -> dict[str, Any]:
     """The settings of the sweep that is to be resumed."""
     folder = output / SECRET if (output / SECRET / JOURNAL).exists() else output
-    return asked_before(folder)
+    before = asked_before(folder)
+    refuse_damaged_settings(before, folder / JOURNAL)
+    return before
 
 
 def _case(arguments: argparse.Namespace, before: dict[str, Any] | None) -> Case:
@@ -186,7 +189,7 @@ def _grid(arguments: argparse.Namespace, before: dict[str, Any] | None, case: Ca
         "batch_sizes": arguments.batch_size,
         "lrs": arguments.lr,
         "epochs": arguments.epochs,
-        "seeds": None if arguments.seeds is None else tuple(range(arguments.seeds)),
+        "seeds": None if arguments.seeds is None else _seeds(arguments.seeds),
         "baseline": None if arguments.no_baseline is None else False,
         "baseline_lrs": arguments.baseline_lr,
         "held_out": arguments.held_out,
@@ -212,6 +215,12 @@ def _grid(arguments: argparse.Namespace, before: dict[str, Any] | None, case: Ca
         "settings": {},
     }
     return Grid(**{**defaults, **values, "baseline": baseline, "dataset_size": dataset_size})
+
+
+def _seeds(count: int) -> tuple[int, ...]:
+    if count > MOST_RUNS:
+        raise ParameterError(f"--seeds must be at most {MOST_RUNS:,}, got {count}. Give for example 3.")
+    return tuple(range(count))
 
 
 def _law(arguments: argparse.Namespace, before: dict[str, Any] | None) -> Repetitions | None:

@@ -16,9 +16,10 @@ from dpdl.execution import EngineName, Execution
 from dpdl.plan import PrivacyPlan
 from dpdl.tradeoff.point import Point
 
-__all__ = ["Grid", "HeldOut"]
+__all__ = ["MOST_RUNS", "Grid", "HeldOut"]
 
 HeldOut = Literal["public", "private"]
+MOST_RUNS = 100_000  # of one sweep: all are planned, and kept in memory, before the first begins
 _SEEDS = 2**32  # of first weights: what torch, numpy and random all take
 
 
@@ -90,6 +91,7 @@ class Grid:
         self._check_settings()
         self._execution()
         self._check_plans() if self.plans else self._check_budgets()
+        self._check_count()
 
     def points(self) -> tuple[Point, ...]:
         """The runs, the non-private ones last; the same every time.
@@ -152,6 +154,16 @@ class Grid:
         if max(self.batch_sizes) > self.dataset_size:
             raise ParameterError(
                 f"batch_sizes: {max(self.batch_sizes)} is more than the {self.dataset_size} examples there are."
+            )
+
+    def _check_count(self) -> None:
+        plans = len(self.plans) or len(self.epsilons) * len(self.max_grad_norms) * len(self.batch_sizes)
+        bare = (len(self.plans) or len(self.batch_sizes)) * self.baseline
+        rates, bare_rates = len(self.lrs) or 1, len(self.baseline_lrs) or len(self.lrs) or 1
+        runs = (plans * rates + bare * bare_rates) * len(self.seeds)
+        if runs > MOST_RUNS:
+            raise ParameterError(
+                f"the sweep would be {runs:,} runs, more than {MOST_RUNS:,}. Give fewer values, or seeds."
             )
 
     def _private_plans(self) -> list[tuple[float | None, PrivacyPlan]]:

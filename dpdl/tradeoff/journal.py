@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from accountants import arguments
 from dpdl.errors import CheckpointError
 from dpdl.tradeoff.row import Row
 
@@ -46,11 +47,11 @@ class Journal:
         if folder is None:
             return
         path = folder / JOURNAL
-        if path.exists() and not resume:
-            raise CheckpointError(
-                f"{folder} holds a sweep already. Go on with it by resume (--resume), or choose another output."
-            )
         try:
+            if path.exists() and not resume:
+                raise CheckpointError(
+                    f"{folder} holds a sweep already. Go on with it by resume (--resume), or choose another output."
+                )
             folder.mkdir(parents=True, exist_ok=True, mode=0o700 if secret else 0o777)
             self._file = path.open("ab")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,11 +59,15 @@ class Journal:
             raise CheckpointError(f"{path} is in use: another process is at this sweep. Wait for it.") from error
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error}. Choose another output.") from error
-        lines, whole = _lines(path)
-        if lines:
-            _refuse_another(path, lines[0], asked)
-        for line in lines[1:]:
-            self._take(path, line)
+        try:
+            lines, whole = _lines(path)
+            if lines:
+                _refuse_another(path, lines[0], asked)
+            for line in lines[1:]:
+                self._take(path, line)
+        except CheckpointError:
+            self._file.close()  # or this process would hold the lock for as long as anybody keeps the error
+            raise
         self._file.truncate(whole)
         if not lines:
             self._append({"schema": SCHEMA, "asked": dict(asked)})
@@ -109,7 +114,8 @@ class Journal:
             case {"drawn": dict(values)}:
                 self._drawn = values
             case _:
-                raise CheckpointError(f"{path} is damaged: a line is {line!r}. Start anew in another output.")
+                shown = arguments.shown(line)
+                raise CheckpointError(f"{path} is damaged: a line is {shown}. Start anew in another output.")
 
 
 def asked_before(folder: Path) -> dict[str, Any]:
@@ -122,9 +128,13 @@ def asked_before(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"There is no sweep to resume in {folder}: {path} is missing.")
     lines, _ = _lines(path)
-    if not lines or lines[0].get("schema") != SCHEMA:
+    if not lines:
         raise CheckpointError(f"{path} is of no sweep of this version. Start anew in another output.")
-    return dict(lines[0]["asked"])
+    return _asked(path, lines[0])
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
@@ -134,12 +144,15 @@ def _encoded(line: Mapping[str, Any]) -> bytes:
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Whole lines, and how many bytes they are; what follows the last line break was never finished."""
     found: list[dict[str, Any]] = []
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Choose another output.") from error
     whole = content.rfind(b"\n") + 1
     for number, text in enumerate(content[:whole].splitlines(), start=1):
         try:
-            line = json.loads(text)
-        except ValueError as error:
+            line = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged in line {number}. Start anew in another output.") from error
         if not isinstance(line, dict):
             raise CheckpointError(f"{path} is damaged in line {number}. Start anew in another output.")
@@ -147,10 +160,19 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return found, whole
 
 
-def _refuse_another(path: Path, first: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _asked(path: Path, first: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in the first line."""
     if first.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} is of schema {first.get('schema')!r}, not {SCHEMA!r}. Start anew.")
-    before = first["asked"]
+        shown = arguments.shown(first.get("schema"))
+        raise CheckpointError(f"{path} is of schema {shown}, not {SCHEMA!r}. Start anew in another output.")
+    asked = first.get("asked")
+    if not isinstance(asked, dict):
+        raise CheckpointError(f"{path} is damaged: its first line names no settings. Start anew in another output.")
+    return asked
+
+
+def _refuse_another(path: Path, first: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    before = _asked(path, first)
     differ = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
     if differ:
         listed = "; ".join(f"{name} was {before.get(name)!r}, now {asked.get(name)!r}" for name in differ)

@@ -64,7 +64,11 @@ class Point:
         return self.plan.noise_multiplier > 0
 
     def make_private(self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> Private:
-        """`dpdl.make_private` with this run's plan and execution."""
+        """`dpdl.make_private` with this run's plan and execution.
+
+        Args:
+            model, optimizer, loader: as in `dpdl.make_private`.
+        """
         return make_private(model, optimizer, loader, self.plan, execution=self.execution)
 
 

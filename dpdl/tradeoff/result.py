@@ -100,7 +100,10 @@ class SweepResult:
         return text
 
     def to_csv(self, path: str | Path) -> None:
-        """A line for each row, below the remarks as lines that begin with "#"; a metric m is the column metric_m."""
+        """Write a file at `path`: the remarks as lines that begin with "#", and a line for each row.
+
+        A metric m is the column metric_m.
+        """
         metrics = sorted({name for row in self.rows for name in row.metrics})
         with Path(path).open("w", newline="") as file:
             file.writelines(f"# {_sentence(remark)}\n" for remark in self.remarks)

@@ -29,7 +29,7 @@ from accountants import NeighboringRelation, Repetitions
 from accountants.best_moment import best_moment
 from accountants.engines.renyi_bound import ROUNDING, epsilon_proved
 from accountants.rdp_accountant import rdp
-from dpdl.errors import ParameterError
+from dpdl.errors import CheckpointError, ParameterError
 from dpdl.plan import PrivacyPlan
 from dpdl.privacy_report import rounded_up, shown_delta
 from dpdl.tradeoff.grid import Grid, seed_of_its_own
@@ -37,7 +37,7 @@ from dpdl.tradeoff.looking import remarks_on_scores
 from dpdl.tradeoff.point import Point
 from dpdl.tradeoff.row import Row
 
-__all__ = ["Selection", "best", "draw", "epsilon_of_selection", "runs_drawn", "within_budget"]
+__all__ = ["Selection", "best", "draw", "epsilon_of_selection", "refuse_damaged_draw", "runs_drawn", "within_budget"]
 
 _TIE_BITS = 53
 _CLOSE = 1.001  # how near to the largest epsilon of one run the search ends
@@ -54,6 +54,9 @@ class Selection:
         mean, shape: the law of the number of runs; `accountants.Repetitions` has what they mean.
         candidates: how many settings there were to draw from.
         chosen: the published run; None if none was made (which a Poisson law allows), or all failed.
+
+    References:
+        Papernot, Steinke, 2022. arXiv:2110.03620; Liu, Talwar, 2019. arXiv:1811.07971 (the module has both).
     """
 
     epsilon: float
@@ -71,7 +74,7 @@ class Selection:
         )
 
     def remarks(self, grid: Grid) -> tuple[str, ...]:
-        """What a reader of the claim must know."""
+        """What a reader of the claim over a grid must know."""
         return (
             str(self),
             "the choice is accounted by the theorem of Papernot and Steinke (2022) for a random number of runs, mean "
@@ -102,6 +105,9 @@ def epsilon_of_selection(plans: Sequence[PrivacyPlan], repetitions: Repetitions,
         ...                    max_grad_norm=1.0)
         >>> round(epsilon_of_selection([plan], Repetitions(mean=20, shape=0.0), delta=1e-5), 2)
         3.77
+
+    References:
+        Papernot, Steinke, 2022. arXiv:2110.03620; Liu, Talwar, 2019. arXiv:1811.07971 (the module has both).
     """
     relation = NeighboringRelation(plans[0].relation)
     events = list(dict.fromkeys(plan.event() for plan in plans))
@@ -159,6 +165,22 @@ def draw(candidates: int, repetitions: Repetitions, insecure_seed: int | None) -
         "picks": [below(candidates) for _ in range(count)],
         "ties": [below(2**_TIE_BITS) for _ in range(count)],
     }
+
+
+def refuse_damaged_draw(drawn: dict[str, Any], candidates: int) -> None:
+    """Check what a journal holds of a draw.
+
+    Raises:
+        CheckpointError: it is not what `draw` gives for so many candidates.
+    """
+    found = [drawn.get(name) for name in ("picks", "ties")]
+    bounds = (candidates, 2**_TIE_BITS)
+    whole = all(
+        isinstance(values, list) and all(type(value) is int and 0 <= value < bound for value in values)
+        for values, bound in zip(found, bounds, strict=True)
+    )
+    if not whole or len({len(values) for values in found if isinstance(values, list)}) != 1:
+        raise CheckpointError("What the sweep drew is damaged in its journal. Start anew in another output.")
 
 
 def runs_drawn(candidates: Sequence[Point], drawn: dict[str, Any], insecure_seed: int | None) -> tuple[Point, ...]:

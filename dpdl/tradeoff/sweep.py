@@ -24,18 +24,28 @@ from accountants import Repetitions, arguments
 from dpdl.errors import ParameterError
 from dpdl.execution import EngineName
 from dpdl.plan import PrivacyPlan
-from dpdl.tradeoff.grid import Grid, HeldOut
+from dpdl.tradeoff.grid import MOST_RUNS, Grid, HeldOut
 from dpdl.tradeoff.journal import Journal
 from dpdl.tradeoff.looking import epsilon_of_all, remarks_on_a_sweep
 from dpdl.tradeoff.point import Point, Train
+from dpdl.tradeoff.publish import CHOSEN, published, write_chosen
 from dpdl.tradeoff.result import SweepResult
 from dpdl.tradeoff.row import Row
-from dpdl.tradeoff.selection import Selection, best, draw, epsilon_of_selection, runs_drawn, within_budget
+from dpdl.tradeoff.selection import (
+    Selection,
+    best,
+    draw,
+    epsilon_of_selection,
+    refuse_damaged_draw,
+    runs_drawn,
+    within_budget,
+)
 from dpdl.tradeoff.workers import refuse_what_cannot_travel, run_all
 
-__all__ = ["SECRET", "run_grid", "sweep"]
+__all__ = ["CHOSEN", "RUNS", "SECRET", "run_grid", "sweep"]
 
-RUNS, SECRET, CHOSEN = "runs", "secret", "selected"
+RUNS, SECRET = "runs", "secret"
+MOST_THREADS = 1024  # more than any machine serves; torch takes counts that no machine can start
 
 
 def sweep(
@@ -146,6 +156,8 @@ def run_grid(
     jobs = arguments.positive_whole("jobs", jobs, remedy="Give the number of processes.")
     if threads is not None:
         threads = arguments.positive_whole("threads", threads, remedy="Give the number of threads of each run.")
+        if threads > MOST_THREADS:
+            raise ParameterError(f"threads must be at most {MOST_THREADS:,}, got {threads}. Give fewer.")
     if not callable(train):
         raise ParameterError(f"train must be a function of a Point, got {type(train).__name__}.")
     if resume and output is None:
@@ -192,19 +204,21 @@ def _select(
     secret = None if output is None else output / SECRET
     with Journal(secret, asked, resume=resume, secret=True) as journal:
         drawn = journal.drawn(lambda: draw(len(candidates), law, grid.insecure_seed))
+        refuse_damaged_draw(drawn, len(candidates))
         points = runs_drawn(candidates, drawn, grid.insecure_seed)
         folder = None if secret is None else secret / RUNS
         _run_missing(train, points, set(journal.rows), journal, folder, jobs, threads, progress, counted=False)
         found = best(points, journal.rows, drawn)
+    epsilon = epsilon_of_selection(plans, law, delta=grid.delta)
     chosen = None
     if found is not None:
-        number = [point.key for point in points].index(found.key)
-        # The run's number and time would tell of how many runs there were.
-        chosen = replace(found, key=candidates[drawn["picks"][number]].key, seconds=None)
-        if output is not None and folder is not None and (folder / found.key).exists():
-            shutil.copytree(folder / found.key, output / CHOSEN, dirs_exist_ok=True)
+        target = grid.epsilons[0] if grid.epsilons else None
+        chosen = published(found, epsilon=epsilon, target=target, mean=law.mean, candidates=len(candidates))
+        if output is not None and folder is not None:
+            saved = folder / found.key
+            write_chosen(chosen, saved if saved.exists() else None, output / CHOSEN)
     selection = Selection(
-        epsilon=epsilon_of_selection(plans, law, delta=grid.delta),
+        epsilon=epsilon,
         delta=grid.delta,
         epsilon_of_one_run=max(plan.epsilon(grid.delta) for plan in plans),
         mean=law.mean,
@@ -298,6 +312,8 @@ def _bar(console: Console | None, total: int | None, done: int) -> Iterator[Any]
 
 def _listed(name: str, values: object) -> Sequence[Any]:
     if isinstance(values, (list, tuple, range)):
+        if values[MOST_RUNS:]:
+            raise ParameterError(f"{name} holds more than {MOST_RUNS:,} values. Give fewer.")
         return values
     raise ParameterError(f"{name} must be a list or tuple, got {values!r}. Give for example ({values!r},).")
 

@@ -33,6 +33,7 @@ def images(monkeypatch: pytest.MonkeyPatch) -> Images:
     return Images(private=parts[0], public=parts[1], test=parts[2])
 
 
+@pytest.mark.slow
 def test_every_run_runs_and_says_what_is_promised_to_whom(images: Images) -> None:
     results: dict[str, dict[str, Any]] = {
         name: split_accuracy.measured(images, run()) for name, run in cases(images, 1).items()

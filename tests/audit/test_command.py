@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def test_json_is_all_that_stdout_gets(run_directory: Path, capsys: pytest.Captur
     assert found["membership"]["members"] == TRAIN
     # The claim is about replacing an example, which is more than the run's own: that is about adding or removing one.
     assert found["audit"]["claimed_epsilon"] > 1.3
+    assert found["audit"]["relation"] == "replace_one"
     assert found["consistent"] is True
 
 
@@ -110,12 +112,55 @@ def test_weights_that_do_not_fit_their_claim_are_found_out(
     assert audit(directory) == 0  # and nothing is said where nothing is known of the split
 
 
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "5",
+        "[]",
+        DEEP,
+        '"sample_rate"',
+        {"delta": 7},
+        {"delta": "x"},
+        {"delta": None},
+        {"steps": 0},
+        {"steps": 10**400},
+        {"steps": "8"},
+        {"noise_multiplier": "abc"},
+        {"noise_multiplier": None},
+        {"sample_rate": None},
+        {"expected_batch_size": 10**400},
+        {"max_grad_norm": []},
+    ],
+    ids=str,
+)
+def test_a_damaged_report_is_refused_in_one_line(run_directory: Path, tmp_path: Path, damage: Any) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(run_directory, directory)
+    report = directory / "report.json"
+    report.write_text(damage if isinstance(damage, str) else json.dumps({**json.loads(report.read_text()), **damage}))
+    with pytest.raises(CheckpointError, match=r"report\.json") as refusal:
+        audit(directory)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("weights", [{"other": torch.zeros(3)}, [torch.zeros(3)], {}, 5])
+def test_weights_of_another_network_are_refused(run_directory: Path, tmp_path: Path, weights: Any) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(run_directory, directory)
+    torch.save(weights, directory / WEIGHTS)
+    with pytest.raises(CheckpointError, match="is not of the network"):
+        audit(directory)
+
+
 @pytest.mark.parametrize(("fault", "code"), [(CORRECT, 0), (NO_CLIP, command.EXIT_CONTRADICTED)])
 def test_canaries_in_the_training_done_again_tell_a_fault(
     run_directory: Path, fault: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with planted(fault):
-        assert audit(run_directory, "--method", "one-run", "--canaries", 300, "--confidence", 0.999) == code
+        assert audit(run_directory, "--method", "one-run", "--canaries", 1000, "--confidence", 0.999) == code
     out = capsys.readouterr().out
     assert "one run, white box" in out
     assert "Assumptions: the coins were fair" in out

@@ -31,7 +31,7 @@ def data(n: int = 100) -> TensorDataset:
     return TensorDataset(x, (x[:, 0] > 0).long())
 
 
-def white_box(plan: dpdl.PrivacyPlan, fault: str, *, count: int, **audit: Any) -> AuditResult:
+def white_box(plan: dpdl.PrivacyPlan, fault: str, /, *, count: int, **audit: Any) -> AuditResult:
     canaries = GradientCanaries(nn.Linear(10, 2), count=count, insecure_seed=5)
     train = trainer(plan, fault=fault, insecure_seed=7)
     settings: dict[str, Any] = {"delta": DELTA, "claimed_epsilon": plan.epsilon(DELTA), "curve": "gaussian"}
@@ -59,6 +59,17 @@ def test_with_canaries_as_runs_fewer_do(fault: str) -> None:
     found = white_box(FULL, fault, count=1000, independent=True)
     assert not found.consistent
     assert any("independent of what happened to another" in each for each in found.assumptions)
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_a_claim_comes_with_what_would_have_been_seen(independent: bool) -> None:
+    (note,) = white_box(SAMPLED, CORRECT, count=1000, independent=independent, plan=SAMPLED).notes
+    assert note.startswith("1000 canaries: ")
+    assert "with probability 90%" in note
+    assert "give the plan" not in note
+    (note,) = white_box(SAMPLED, CORRECT, count=1000, independent=independent).notes
+    assert "give the plan" in note
+    assert white_box(SAMPLED, CORRECT, count=100, independent=independent, claimed_epsilon=None).notes == ()
 
 
 def test_shuffled_batches_are_told_from_poisson_batches() -> None:

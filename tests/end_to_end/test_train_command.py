@@ -52,9 +52,12 @@ def test_without_noise_the_report_says_that_nothing_is_guaranteed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", *QUICK, "--noise-multiplier", "0", "--output", str(tmp_path), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # JSON has no Infinity
     assert report["epsilon"] == "inf"
     assert report["claim"].startswith("NO GUARANTEE")
+    assert report["training"]["history"][-1]["epsilon"] == "inf"
+    assert main(["report", str(tmp_path)]) == 0
+    assert "NO GUARANTEE" in capsys.readouterr().out
 
 
 def test_an_interrupted_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from tests.report.made import DELTA, a_report
 from tests.report.reading import Read
 
 REPORT = a_report()
-AUDIT = AuditResult(attack="many runs", epsilon_lower=1.0, delta=DELTA, confidence=0.95, claimed_epsilon=3.3)
+AUDIT = AuditResult(
+    attack="many runs", epsilon_lower=1.0, delta=DELTA, relation="add_or_remove", confidence=0.95, claimed_epsilon=3.3
+)
 TRAINING = {"history": [{"step": 480, "epsilon": 3.2, "test_accuracy": 0.93}]}
 
 
@@ -88,6 +90,33 @@ def test_an_audit_is_kept_in_the_json_and_a_contradiction_is_exit_code_1(
     assert "CONTRADICTED" in capsys.readouterr().out
 
 
+def test_what_dpdl_audit_prints_is_taken_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The audit of another relation is not held against the report's own epsilon, which it passes."""
+    found = dataclasses.replace(AUDIT, relation="replace_one", epsilon_lower=5.0, claimed_epsilon=6.5)
+    printed = {"schema": "dpdl.audit-run/1", "run": "r", "method": "membership", "membership": None}
+    file = folder / "found.json"
+    file.write_text(json.dumps({**printed, "audit": found.to_dict(), "consistent": True}))
+    assert main(folder, "--audit", file) == 0
+    assert "Beside this report: no contradiction" in capsys.readouterr().out
+    higher = dataclasses.replace(found, epsilon_lower=7.0, claimed_epsilon=None)
+    file.write_text(json.dumps({**printed, "audit": higher.to_dict(), "consistent": True}))
+    assert main(folder, "--audit", file, "--html", folder / "page.html") == 1
+    assert "THE CLAIM IS CONTRADICTED" in (folder / "page.html").read_text()
+    file.write_text(json.dumps({**printed, "audit": None, "consistent": None}))
+    with pytest.raises(ParameterError, match="no bound on epsilon"):
+        main(folder, "--audit", file)
+    file.write_text(json.dumps({**printed, "audit": 5}))
+    with pytest.raises(ParameterError, match="Not an audit's result"):
+        main(folder, "--audit", file)
+
+
+def test_counts_of_any_size_can_be_shown(folder: Path) -> None:
+    file = folder / "audit.json"
+    details = {"canaries": 10**400, "rate": "inf", "x": {"y": [None]}}
+    file.write_text(dataclasses.replace(AUDIT, details=details).to_json())
+    assert main(folder, "--audit", file, "--html", folder / "page.html") == 0
+
+
 def test_a_report_by_adversary_is_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claim = Claim(against="server", unit="record", because="it sees all")
     report = AdversaryReport(title="A federation", adversaries=("server",), claims=(claim,))
@@ -124,7 +153,20 @@ def test_a_delta_that_is_no_probability_is_refused(folder: Path, delta: str) -> 
         main(folder, f"--delta={delta}")
 
 
-@pytest.mark.parametrize("training", [[], {"history": [{"step": 1}]}, {"history": 3}, {"history": [3]}])
+@pytest.mark.parametrize(
+    "training",
+    [
+        [],
+        None,
+        {"history": [{"step": 1}]},
+        {"history": 3},
+        {"history": [3]},
+        {"history": None},
+        {"history": [{"step": 10**400, "epsilon": 1, "test_accuracy": 0.5}]},
+        {"history": [{"step": 1, "epsilon": 1, "test_accuracy": "nan"}]},
+        {"history": [{"step": -5, "epsilon": 1, "test_accuracy": 1e300}]},
+    ],
+)
 def test_a_damaged_history_is_refused(folder: Path, document: dict[str, Any], training: object) -> None:
     (folder / "report.json").write_text(json.dumps({**document, "training": training}))
     with pytest.raises(ParameterError, match="history"):

@@ -16,6 +16,7 @@ import pytest
 import accountants
 from accountants import EpsilonDelta, Event, Gaussian
 from dpdl import Budget, Ledger, PrivacyReport
+from dpdl.account import FollowedAccount
 from dpdl.errors import ParameterError
 from dpdl.ledger_file import LedgerFile
 from dpdl.report import report_schema
@@ -205,7 +206,129 @@ def test_an_epsilon_below_what_its_own_releases_spend_is_refused() -> None:
         PrivacyReport.from_json(resealed({**more, "dataset_epsilon": more["dataset_epsilon"] / 2}))
 
 
+@pytest.mark.parametrize("name", ["half", "nothing yet"])
+def test_a_planned_epsilon_below_what_all_steps_will_spend_is_refused(name: str) -> None:
+    report, values = written(name)[0], document(name)
+    assert report.planned_epsilon is not None
+    lie = {**values, "planned_epsilon": max(report.epsilon, 0.999 * report.planned_epsilon)}
+    with pytest.raises(ParameterError, match="planned_epsilon is"):
+        PrivacyReport.from_json(resealed(lie))
+
+
+def test_rounding_of_another_machine_is_no_contradiction() -> None:
+    values = document("half")
+    said = {name: values[name] * (1 - 1e-12) for name in ("epsilon_lower", "planned_epsilon")}
+    assert PrivacyReport.from_json(resealed({**values, **said})).planned_epsilon == said["planned_epsilon"]
+
+
+def test_a_lower_bound_above_what_can_have_been_spent_is_refused() -> None:
+    report = dataclasses.replace(written("whole")[0], epsilon=5.0, epsilon_lower=4.9, planned_epsilon=5.0)
+    values = {**document(), "epsilon": 5.0, "epsilon_lower": 4.9, "planned_epsilon": 5.0, "claim": str(report)}
+    with pytest.raises(ParameterError, match="spend at most"):
+        PrivacyReport.from_json(resealed(values))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_ledger_of_the_data_without_the_runs_own_releases_is_refused(adaptive: bool) -> None:
+    budget = {"epsilon": 0.1, "delta": DELTA, "adaptive": True} if adaptive else None
+    dataset: dict[str, Any] = {"name": "the ledger", "id": None, "budget": budget, "releases": []}
+    values = {**document(), "dataset": dataset, "dataset_epsilon": 0.1 if adaptive else 0.0}
+    with pytest.raises(ParameterError, match=re.escape("the run made 480 releases of")):
+        PrivacyReport.from_json(resealed(values))
+
+
+def test_an_adaptive_budget_that_its_releases_pass_is_refused() -> None:
+    values = document("in a ledger")
+    dataset = {**values["dataset"], "budget": {"epsilon": 0.1, "delta": DELTA, "adaptive": True}}
+    small = {**values, "dataset": dataset, "dataset_epsilon": 0.1, "readings": None}
+    with pytest.raises(ParameterError, match=r"the adaptive budget is 0\.1"):
+        PrivacyReport.from_json(resealed(small))
+    dataset["budget"]["epsilon"], dataset["budget"]["delta"] = 9.0, 2 * DELTA
+    with pytest.raises(ParameterError, match="from its delta on"):
+        PrivacyReport.from_json(resealed({**small, "dataset_epsilon": 9.0}))
+
+
+def changed_at(values: dict[str, Any], path: tuple[str | int, ...], new: Any) -> dict[str, Any]:
+    """A copy with one reading changed; `new` may be a function of the old one."""
+    copy = json.loads(json.dumps(values))
+    at = copy["readings"]
+    for each in path[:-1]:
+        at = at[each]
+    at[path[-1]] = new(at[path[-1]]) if callable(new) else new
+    return dict(copy)
+
+
+def nine_tenths(value: float) -> float:
+    return 0.9 * value
+
+
+@pytest.mark.parametrize(
+    ("path", "new"),
+    [
+        (("at_deltas", 3, "so_far"), nine_tenths),
+        (("at_deltas", 3, "planned"), nine_tenths),
+        (("at_deltas", 3, "all_runs"), nine_tenths),
+        (("at_deltas", 3, "so_far"), "much"),
+        (("at_deltas", 3, "delta"), 2.0),
+        (("at_deltas",), []),
+        (("at_deltas",), 5),
+        (("over_steps", 20, "epsilon"), nine_tenths),
+        (("over_steps", 20, "step"), 3),
+        (("over_steps", -1, "planned"), False),
+        (("over_steps",), {}),
+        (("trade_off", "beta", 40), lambda beta: beta + 0.05),
+        (("trade_off", "alpha", 40), nine_tenths),
+        (("membership", "advantage"), nine_tenths),
+        (("membership", "accuracy"), nine_tenths),
+        (("membership", "true_positive_rates", 1, 1), nine_tenths),
+        (("membership", "true_positive_rates", 1, 0), nine_tenths),
+        (("membership", "posteriors", 0, 1), nine_tenths),
+        (("membership", "failure"), 1e-9),
+        (("dataset_membership", "advantage"), nine_tenths),
+        (("membership",), {"advantage": 0.1}),
+    ],
+)
+def test_readings_better_than_what_follows_from_the_releases_are_refused(path: tuple[str | int, ...], new: Any) -> None:
+    of_all = {"all_runs", "dataset_membership"} & set(path)
+    values = changed_at(document("in a ledger" if of_all else "half"), path, new)
+    if path == ("at_deltas",) and new == []:
+        assert PrivacyReport.from_json(resealed(values))  # says less, and nothing that is wrong
+        return
+    with pytest.raises(ParameterError, match="reading"):
+        PrivacyReport.from_json(resealed(values))
+
+
+@pytest.mark.parametrize("readings", [{"x": 1}, [], 5, "none", {"at_deltas": []}])
+def test_readings_of_another_form_are_refused(readings: object) -> None:
+    with pytest.raises(ParameterError, match="readings must be"):
+        PrivacyReport.from_json(resealed({**document(), "readings": readings}))
+
+
+def test_readings_that_promise_less_are_read() -> None:
+    values = changed_at(document("half"), ("membership", "advantage"), 0.999)
+    assert PrivacyReport.from_json(resealed(values)) == written("half")[0]
+    assert PrivacyReport.from_json(resealed({**values, "readings": None})) == written("half")[0]
+
+
+def test_readings_at_more_deltas_are_read() -> None:
+    report = written("half")[0]
+    assert PrivacyReport.from_json(json.dumps(report.to_dict(deltas=[3e-6]))) == report
+
+
+def test_the_ledger_of_the_data_lists_the_runs_own_releases_before_they_are_written_there(tmp_path: Any) -> None:
+    """A rank that only reads the dataset's ledger may be ahead of the one that writes it."""
+    file = LedgerFile(tmp_path / "patients.ledger")
+    file.record(Gaussian(30.0), label="count", run="statistics", branch=None, number=None, ahead=1)
+    report = a_report(account=FollowedAccount(file), taken=100)
+    assert report.dataset is not None
+    assert [(each.run, each.count) for each in report.dataset.releases] == [("statistics", 1), (report.run, 100)]
+    assert report.dataset_epsilon is not None
+    assert report.dataset_epsilon > report.epsilon
+    assert PrivacyReport.from_json(report.to_json()) == report
+
+
 CONTRADICTIONS: dict[str, Callable[[PrivacyReport], dict[str, Any]]] = {
+    "480 steps are more than the 479": lambda report: {"planned_steps": STEPS - 1},
     "it lists 480 steps": lambda report: {"steps": STEPS - 1},
     "sample_rate and noise_multiplier are": lambda report: {"noise_multiplier": SIGMA + 1},
     "sample_rate and noise": lambda report: {"sample_rate": RATE / 2},

@@ -11,12 +11,14 @@ from fractions import Fraction
 import pytest
 
 import accountants
-from accountants import EpsilonDelta, Gaussian
-from dpdl import Ledger, PrivacyReport
+from accountants import EpsilonDelta, Gaussian, PoissonSampled
+from dpdl import Budget, Ledger, PrivacyReport
 from dpdl.audit.result import AuditResult
 from dpdl.claims import AdversaryReport, Claim
 from dpdl.privacy_report import percent_up
 from dpdl.report import report_page, report_text
+from dpdl.report.comparison import Comparison, compared
+from dpdl.report.words import event_told
 from dpdl.training import HistoryPoint
 from tests.report.made import DELTA, STEP, STEPS, a_report
 from tests.report.reading import Read
@@ -26,6 +28,7 @@ AUDIT = AuditResult(
     attack="one run, white box",
     epsilon_lower=1.25,
     delta=DELTA,
+    relation="add_or_remove",
     confidence=0.95,
     claimed_epsilon=3.3,
     details={"canaries": 1000, "right": 143, "auc": 0.71234, "kind": "dirac"},
@@ -231,7 +234,7 @@ def test_an_epsilon_that_excludes_next_to_nothing_is_called_so() -> None:
 def test_an_audit_is_shown_with_what_it_counted_and_that_failing_proves_nothing() -> None:
     reader = Read(report_page(made("whole"), audits=[AUDIT]))
     (row,) = [row for row in reader.rows() if row[0] == AUDIT.attack]
-    assert row[1] == "epsilon ≥ 1.25 at delta = 1e-05, with confidence 95 %"
+    assert row[1] == "epsilon ≥ 1.25 at delta = 1e-05, adding or removing one example, with confidence 95 %"
     least_above(made("whole").epsilon, row[2].removeprefix("epsilon ≤ "), 2)
     assert row[3].startswith("no contradiction")
     for words in ("canaries 1,000 · right 143 · auc 0.7123", *AUDIT.assumptions, *AUDIT.notes):
@@ -243,9 +246,11 @@ def test_an_audit_is_shown_with_what_it_counted_and_that_failing_proves_nothing(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"epsilon_lower": 9.0}, "above the claim of 3.3"),
-        ({"epsilon_lower": 9.0, "claimed_epsilon": None}, "above this report's 3.26651"),
-        ({"epsilon_lower": 4.0, "claimed_epsilon": 50.0, "delta": 1e-4}, "above this report's 2.79513"),
+        ({"epsilon_lower": 9.0}, "above this report's 3.27"),
+        ({"epsilon_lower": 9.0, "claimed_epsilon": None}, "above this report's 3.27"),
+        ({"epsilon_lower": 4.0, "claimed_epsilon": 50.0, "delta": 1e-4}, "above this report's 2.80"),
+        ({"epsilon_lower": 9.0, "relation": "zero_out"}, "zeroing out one example, above this report's 3.27"),
+        ({"epsilon_lower": 9.0, "relation": "replace_one"}, "replacing one example, above this report's 6.49"),
     ],
 )
 def test_an_audit_that_contradicts_the_claim_stands_above_everything(changes: dict[str, float], says: str) -> None:
@@ -256,6 +261,85 @@ def test_an_audit_that_contradicts_the_claim_stands_above_everything(changes: di
     assert says in reader.words
     assert "✕ contradicts the claim" in reader.seen("table", "strong")
     assert f"CONTRADICTED: {AUDIT.attack} found" in report_text(made("whole"), audits=[audit])
+
+
+def beside(report: PrivacyReport, **changes: object) -> tuple[Comparison, Read]:
+    """An audit of another kind, compared, and the page that shows it."""
+    audit = dataclasses.replace(AUDIT, **changes)  # type: ignore[arg-type]
+    (found,) = compared([audit], report, report.readings(deltas=[audit.delta] if audit.delta else []))
+    return found, Read(report_page(report, audits=[audit]))
+
+
+def test_an_audit_under_another_relation_is_held_against_the_bound_for_that_relation() -> None:
+    """Replacing one example moves the sum by two clip norms: what is true of it is above what adding one allows."""
+    exact = accountants.PRVAccountant(relation="replace_one").compose(STEP, STEPS).epsilon(DELTA)
+    true = {"epsilon_lower": 0.99 * exact, "relation": "replace_one", "claimed_epsilon": exact}
+    assert 0.99 * exact > 1.9 * made("whole").epsilon
+    for kind in ("whole", "half"):  # all planned steps are counted
+        found, reader = beside(made(kind), **true)
+        assert found.bound == exact
+        assert not found.alarms
+        assert "CONTRADICTED" not in reader.words
+        (row,) = [row for row in reader.rows() if row[0] == AUDIT.attack]
+        assert row[1].endswith("replacing one example, with confidence 95 %")
+        least_above(exact, row[2].removeprefix("epsilon ≤ "), 2)
+        assert row[3].startswith("no contradiction")
+    found, reader = beside(made("whole"), **{**true, "epsilon_lower": 1.01 * exact})
+    assert found.contradicts
+    assert "✕ THE CLAIM IS CONTRADICTED" in reader.seen("body")
+
+
+@pytest.mark.parametrize("case", ["unknown relation", "delta 0", "schema 1", "another's guarantee"])
+def test_where_no_bound_is_known_nothing_is_compared_and_the_page_says_why(case: str) -> None:
+    cases: dict[str, tuple[PrivacyReport, dict[str, object], str]] = {
+        "unknown relation": (made("whole"), {"relation": None}, "does not say what neighbours differ in"),
+        "delta 0": (made("whole"), {"delta": 0.0}, "promises nothing at delta = 0"),
+        "schema 1": (
+            dataclasses.replace(made("whole"), step=None, releases=()),
+            {"relation": "replace_one"},
+            "lists no releases",
+        ),
+        "another's guarantee": (
+            a_report(other=EpsilonDelta(1.0, 1e-7)),  # type: ignore[arg-type]
+            {"relation": "replace_one"},
+            "about adding or removing one example",
+        ),
+    }
+    report, changes, says = cases[case]
+    found, reader = beside(report, epsilon_lower=30.0, claimed_epsilon=40.0, **changes)
+    assert (found.bound, found.alarms) == (None, False)
+    assert "CONTRADICTED" not in reader.words
+    (row,) = [row for row in reader.rows() if row[0] == AUDIT.attack]
+    assert row[2] == "–"
+    assert row[3].startswith("not compared: ")
+    assert says in row[3]
+    assert "no contradiction" not in row[3]
+    assert says in report_text(report, audits=[found.audit])
+
+
+def test_an_audit_that_contradicts_another_claim_only_does_not_contradict_this_one() -> None:
+    found, reader = beside(made("whole"), epsilon_lower=1.25, claimed_epsilon=1.0)
+    assert (found.contradicts, found.alarms) == (False, True)
+    assert "THE CLAIM IS CONTRADICTED" not in reader.words
+    assert "✕ AN AUDIT CONTRADICTS THE CLAIM THAT IT WAS HELD AGAINST" in reader.seen("body")
+    assert "this report's bound is not passed" in reader.words
+    refuted, reader = beside(made("whole"), epsilon_lower=3.2, claimed_epsilon=3.3, claim_refuted=True)
+    assert refuted.alarms
+    assert "refuted the curve of its own claim of 3.30" in reader.words
+
+
+def test_bounds_in_few_figures_are_rounded_to_the_safe_side() -> None:
+    above, below = 0.0640000001, 1.000006
+    assert event_told(PoissonSampled(above, Gaussian(below))) == (
+        "Gaussian noise of 1 times the sensitivity, on a Poisson sample at rate 0.0640001"
+    )
+    assert event_told(EpsilonDelta(below, 1.0000001e-6)) == "a mechanism with epsilon 1.00001 at delta 1.00001e-06"
+    assert event_told(Gaussian(0.3)) == "Gaussian noise of 0.3 times the sensitivity"
+    ledger = Ledger(relation=ADD_OR_REMOVE, budget=Budget(epsilon=30.000001, delta=1e-5))
+    assert "budget epsilon 30.0001 at delta 1e-05" in Read(report_page(a_report(account=ledger))).words
+    almost = dataclasses.replace(AUDIT, confidence=1 - 1e-13)
+    words = Read(report_page(made("whole"), audits=[almost])).words
+    assert "with confidence 99.99 %" in words
 
 
 def test_an_audit_of_the_whole_plan_is_held_against_the_whole_plan() -> None:

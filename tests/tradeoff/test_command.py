@@ -85,6 +85,12 @@ def test_failed_runs_are_named_and_the_exit_code_is_2(
         (["--select-law", "poisson"], "give its mean"),
         (["--select", "5", "--epsilon", "1", "--held-out", "private"], "held_out='public'"),
         (["--seeds", "0"], "seeds is empty"),
+        (["--seeds", "1" + 30 * "0"], "at most 100,000"),
+        (["--epsilon", "nan"], "NaN"),
+        (["--epochs", "0"], "epochs must be >= 1"),
+        (["--lr", "inf"], "positive finite"),
+        (["--threads", "1000000000000"], "at most 1,024"),
+        (["--select", "1e308", "--epsilon", "1"], "at most 1e+06"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_spent(
@@ -109,10 +115,11 @@ def test_one_run_is_chosen_within_the_budget(tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out) == found
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.tradeoff.command_line", *WINE, "--epochs", "3000", "--jobs", "2"]
+def begun_and_killed(output: Path, *options: str, sign: int) -> tuple[int, str]:
+    """The command as a program of its own, sent a signal once its journal has a line; exit code and messages."""
+    command = [sys.executable, "-m", "tests.tradeoff.command_line", *WINE, "--epochs", "3000", *options]
     process = subprocess.Popen(
-        [*command, "--output", str(tmp_path)],
+        [*command, "--output", str(output)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
@@ -120,11 +127,40 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    path = tmp_path / JOURNAL
-    while time.monotonic() < deadline and not (path.exists() and "begun" in path.read_text()):
+    paths = [output / JOURNAL, output / "secret" / JOURNAL]
+    while time.monotonic() < deadline and not any(path.exists() and "begun" in path.read_text() for path in paths):
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the sweep
+    os.killpg(process.pid, sign)
     _, messages = process.communicate(timeout=60)
-    assert process.returncode == 130, messages
+    return process.returncode, messages
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--epochs", "40"], ["--epsilon", "3", "--select", "3", "--select-law", "geometric", "--epochs", "40"]],
+    ids=["rows", "selection"],
+)
+def test_after_kill_9_resume_goes_on_with_the_saved_settings(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = begun_and_killed(tmp_path, *options, "--jobs", "1", "--threads", "1", sign=signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "sweep.json").exists()
+    assert not (tmp_path / "selected").exists()
+    assert dpdl("sweep", "--resume", "--jobs", "1", "--threads", "1", "--output", str(tmp_path), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    if found["selection"] is None:
+        assert len(found["rows"]) == 6
+        assert any("begun 5 times in all" in remark for remark in found["remarks"])
+    else:
+        assert found["rows"][0]["epsilon"] == found["selection"]["epsilon"]
+        report = (tmp_path / "selected" / "report.json").read_text()
+        assert json.loads(report)["epsilon"] == found["selection"]["epsilon"]
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+    # As a terminal does: to all processes of the sweep.
+    code, messages = begun_and_killed(tmp_path, "--jobs", "2", sign=signal.SIGINT)
+    assert code == 130, messages
     assert "dpdl sweep --resume --output" in messages
     assert "Traceback" not in messages

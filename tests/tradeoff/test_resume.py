@@ -38,7 +38,7 @@ def gone(process: int) -> bool:
     return state == "Z"
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_after_kill_9_it_goes_on_and_repeats_no_finished_row(jobs: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.tradeoff.small_training", str(tmp_path), str(jobs)]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -130,7 +130,7 @@ def test_a_sweep_in_use_is_refused(tmp_path: Path) -> None:
     assert not small(train, output=tmp_path).failed
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupt_keeps_what_is_finished(jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dpdl.tradeoff.journal import Journal
 

@@ -154,8 +154,7 @@ def test_the_best_run_is_published_alone_within_the_budget(tmp_path: Path) -> No
     assert claim is not None
     assert claim.epsilon <= 2.0
     assert claim.epsilon > 1.99, "the budget is not used"
-    assert chosen.epsilon is not None
-    assert chosen.epsilon <= claim.epsilon_of_one_run < claim.epsilon
+    assert claim.epsilon_of_one_run < claim.epsilon == chosen.epsilon
     assert result.epsilon_of_all == claim.epsilon
     assert (tmp_path / "selected" / "weights.txt").read_text() == repr(chosen.score)
     assert (tmp_path / "secret").stat().st_mode & 0o077 == 0

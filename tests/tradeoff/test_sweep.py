@@ -77,6 +77,7 @@ def test_two_runs_of_an_insecure_sweep_never_share_their_noise() -> None:
     assert None not in seeds
 
 
+@pytest.mark.slow  # one with two jobs that was killed is compared with one after another, too: test_resume
 def test_side_by_side_is_as_one_after_another() -> None:
     serial = small(insecure_seed=7, threads=1)
     parallel = small(insecure_seed=7, threads=1, jobs=2)
@@ -139,6 +140,12 @@ WRONG = [
     ({"insecure_seed": -1}, "insecure_seed"),
     ({"jobs": 0}, "jobs"),
     ({"threads": 0}, "threads"),
+    ({"threads": 10**12}, "at most 1,024"),
+    ({"seeds": range(10**30)}, "more than 100,000 values"),
+    ({"seeds": range(50_000)}, "would be 150,000 runs"),
+    ({"epochs": 10**19}, "at most 10"),
+    ({"epsilons": (math.nan,)}, "NaN"),
+    ({"delta": 1e-320}, "at least 1e-300"),
     ({"train": 3}, "train must be a function"),
     ({"train": lambda point: None, "jobs": 2}, "cannot be sent to another process"),
     ({"resume": True, "output": None}, "needs the output folder"),

@@ -113,7 +113,7 @@ def _join(arguments: argparse.Namespace, messages: Console) -> None:
         taken = client.steps_taken
         left = max(0, plan.steps - taken)
         messages.print(f"{taken} of {plan.steps} steps are taken; manifest {signed.manifest.digest[:12]}")
-        messages.print(f"Asking the server at {arguments.address}, for up to {_PATIENCE:.0f} s until it answers")
+        messages.print(f"Asking the server at {arguments.address}; Ctrl-C ends the waiting")
         save_state(client, output / WEIGHTS)
         now = left if arguments.steps is None else min(left, arguments.steps)
         for _ in track(range(now), description="training", console=messages):

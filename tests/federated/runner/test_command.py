@@ -51,7 +51,8 @@ def test_each_scheme_runs_and_claims_what_it_protects(
 
 def test_the_files_say_what_happened(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    options = ["--partition", "dirichlet", "--alpha", "0.5", "--minimum", "50", "--plot", "--epsilon", "6"]
+    options = ["--partition", "dirichlet", "--alpha", "0.5", "--minimum", "50", "--epsilon", "6"]
+    options += ["--plot", str(tmp_path / "federated.png")]
     assert dpdl(*SMALL, *options, "--output", str(tmp_path)) == 0
     report = report_of(tmp_path)
     federation = report["federation"]

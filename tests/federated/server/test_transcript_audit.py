@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from scipy.stats import beta
 from torch import Tensor
 
+from dpdl.audit.many_runs import bound_from_runs
 from dpdl.federated import round_release
 from dpdl.federated.adaptive_clipping import AdaptiveClipping
 from dpdl.federated.aggregation import ClippedUpdates
@@ -35,8 +34,6 @@ CLIENTS = 5
 VICTIM = "victim"
 OTHERS = [f"other-{number}" for number in range(CLIENTS - 1)]
 ANSWERING = OTHERS[:1]  # the others drop out
-
-Floats = NDArray[np.float64]
 
 
 @dataclass
@@ -101,28 +98,8 @@ def observed(plan: ClientLevelPlan, runs: int) -> tuple[list[View], list[View]]:
 
 def audited(views: tuple[list[View], list[View]], statistic: Callable[[View], float], delta: float = DELTA) -> float:
     """A lower bound of epsilon, at 95 %: the test is chosen on one half of the runs, its rates taken on the other."""
-    with_victim, without = (np.array([statistic(view) for view in each]) for each in views)
-    half = len(with_victim) // 2
-
-    def count(values: Floats, threshold: float) -> int:
-        return int(np.sum(values > threshold))
-
-    best, test = -1.0, (with_victim, without, math.inf)
-    for p, q in ((with_victim, without), (-without, -with_victim)):
-        for threshold in np.quantile(np.concatenate([p[:half], q[:half]]), np.linspace(0.02, 0.98, 49)):
-            bound = lower_bound(count(p[:half], threshold), count(q[:half], threshold), half, delta)
-            if bound > best:
-                best, test = bound, (p, q, float(threshold))
-    p, q, threshold = test
-    return lower_bound(count(p[half:], threshold), count(q[half:], threshold), len(p) - half, delta)
-
-
-def lower_bound(hits: int, alarms: int, runs: int, delta: float) -> float:
-    """Of epsilon, from how often a test was right with the victim and wrong without."""
-    level = (1 - CONFIDENCE) / 2
-    least_hits = float(beta.ppf(level, hits, runs - hits + 1)) if hits else 0.0
-    most_alarms = float(beta.ppf(1 - level, alarms + 1, runs - alarms)) if alarms < runs else 1.0
-    return max(0.0, math.log((least_hits - delta) / most_alarms)) if least_hits > delta else 0.0
+    with_victim, without = ({"score": np.array([statistic(view) for view in each])} for each in views)
+    return bound_from_runs(with_victim, without, delta=delta, confidence=CONFIDENCE).epsilon_lower
 
 
 def everybody(**changes: Any) -> ClientLevelPlan:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from accountants.commands.one_line_parser import OneLineParser
+from dpdl.cli import main
 from dpdl.errors import DataError, ManifestError, ParameterError
 from dpdl.ledger_file import LedgerFile
 from dpdl.split.commands import group
@@ -94,7 +95,8 @@ def joined(site: Path, address: str, *words: str) -> dict[str, Any]:
     where = ["--address", address, "--certificates", str(site / "keys"), "--output", str(site / "client")]
     assert split("join", *where, *SETTINGS, "--data", str(site / "mnist"), *words) == 0
     told: dict[str, Any] = json.loads((site / "client" / "report.json").read_text())
-    return told
+    said: dict[str, Any] = told["split"]
+    return said
 
 
 def test_two_commands_train_and_report_and_go_on_where_they_were(
@@ -112,7 +114,9 @@ def test_two_commands_train_and_report_and_go_on_where_they_were(
         second = joined(site, address, "--epochs", "1", "--json")
     assert second["steps"] == 5
     assert second["dataset_epsilon"] > first["dataset_epsilon"]
-    assert json.loads(capsys.readouterr().out) == second
+    assert json.loads(capsys.readouterr().out)["split"] == second
+    assert main(["report", str(site / "client")]) == 0
+    assert "NO GUARANTEE" in capsys.readouterr().out
     assert (site / "server" / "server.pt").exists()
     with LedgerFile(site / "client" / "client.ledger") as ledger:
         assert ledger.releases == 5

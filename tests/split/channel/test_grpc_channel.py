@@ -187,6 +187,9 @@ def test_without_tls_there_is_the_loopback_and_it_is_said(party: Party, folder: 
         lambda: GrpcChannel.connect("localhost:1"),
         lambda: GrpcChannel.connect("10.0.0.5:1", insecure=True),
         lambda: GrpcChannel.connect("localhost", tls=tls),
+        lambda: serve("localhost:99999", party, tls=tls),
+        lambda: serve("localhost:http", party, tls=tls),
+        lambda: GrpcChannel.connect(":50051", tls=tls),
     ):
         with pytest.raises(ParameterError):
             refusing()
