@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cryptography
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
+from benchmarks.environment import environment
 from dpdl.noise import gaussian_mechanism, standard_normals
 from dpdl.sampling.poisson import PoissonSampler
 from dpdl.secure_random import RandomStream
@@ -109,14 +108,9 @@ def main() -> None:
             "count": options.count,
             "rounds": options.rounds,
             "milliseconds_per_million_by_threads": table,
-            "machine": platform.machine(),
-            "cpu_count": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "cryptography": cryptography.__version__,
         }
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+        versions = environment(("dpdl", "torch", "numpy", "cryptography"))
+        options.out.write_text(json.dumps({**versions, **record}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

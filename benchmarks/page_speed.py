@@ -153,10 +153,11 @@ def noise(record: Record) -> str:
     names = list(by_threads["1"])
     lines = [[name, *(number(times[name], 1) for times in by_threads.values())] for name in names]
     heads = [f"{threads} thread{'s' * (threads != '1')}, ms" for threads in by_threads]
-    ratio = by_threads["1"]["standard_normals (float64, secure)"] / by_threads["1"]["torch.randn float32"]
+    secure = [times["standard_normals (float64, secure)"] for times in by_threads.values()]
+    ratio = secure[0] / by_threads["1"]["torch.randn float32"]
     return (
         f"{table(['a million of', *heads], lines)}\n**What falls short.** Secure float64 normals take {ratio:.1f} "
-        "times as long as torch's float32 ones, and do not become faster with threads.\n"
+        f"times as long as torch's float32 ones, and are {secure[0] / secure[-1]:.2f} times as fast with all threads.\n"
     )
 
 
