@@ -25,7 +25,9 @@ NEEDS: Mapping[str, Sequence[str]] = {
     "split.md": ("grpc",),
     "tutorials/audit.md": ("mlxtend",),
     "tutorials/federated.md": ("mlxtend", "matplotlib"),
+    "tutorials/images.md": ("mlxtend",),
     "tutorials/split.md": ("mlxtend",),
+    "tutorials/text_lora.md": ("transformers", "peft"),
 }
 
 # Pages that run for longer than the default tests have: only in the slow tests.
