@@ -91,6 +91,10 @@ class Family(ABC):
     assumption: str
 
     @abstractmethod
+    def curve(self, strength: float) -> Curve:
+        """The curve of this strength."""
+
+    @abstractmethod
     def strongest(self, refuted: Callable[[Curve], bool], *, above: float) -> float:
         """The largest strength whose curve is refuted, or `above` if none above it is."""
 
@@ -115,14 +119,18 @@ class Gaussians(Family):
         "bounded, and epsilon at this delta may be smaller"
     )
 
+    def curve(self, strength: float) -> Curve:
+        """As in `Family`."""
+        return GaussianCurve(strength)
+
     def strongest(self, refuted: Callable[[Curve], bool], *, above: float) -> float:
         """As in `Family`."""
         low, high = above, _STRONGEST
-        if not refuted(GaussianCurve(low + 1e-6)):
+        if not refuted(self.curve(low + 1e-6)):
             return low
         for _ in range(24):
             middle = (low + high) / 2
-            low, high = (middle, high) if refuted(GaussianCurve(middle)) else (low, middle)
+            low, high = (middle, high) if refuted(self.curve(middle)) else (low, middle)
         return low
 
     def merit(self, fpr: float, fnr: float) -> float:
@@ -155,17 +163,17 @@ class PlanCurves(Family):
         """As in `Family`; rounded down by up to 3%."""
         claimed = 1 / self._plan.noise_multiplier
         low = high = max(claimed, above)
-        if refuted(self._curve(low)):
-            while high < claimed * _RANGE and refuted(self._curve(high := 2 * high)):
+        if refuted(self.curve(low)):
+            while high < claimed * _RANGE and refuted(self.curve(high := 2 * high)):
                 low = high
         else:
-            while not refuted(self._curve(low := low / 2)):
+            while not refuted(self.curve(low := low / 2)):
                 high = low
                 if low <= max(above, claimed / _RANGE):
                     return above
         while high / low > _RESOLUTION:
             middle = math.sqrt(low * high)
-            low, high = (middle, high) if refuted(self._curve(middle)) else (low, middle)
+            low, high = (middle, high) if refuted(self.curve(middle)) else (low, middle)
         return max(low, above)
 
     def merit(self, fpr: float, fnr: float) -> float:
@@ -174,7 +182,7 @@ class PlanCurves(Family):
         A ladder, because seen from one curve alone either all tests look equally good or all equally useless.
         """
         for rung, noise in enumerate(_LADDER):
-            least = self._curve(1 / (noise * self._plan.noise_multiplier)).least_fpr(1 - fnr)
+            least = self.curve(1 / (noise * self._plan.noise_multiplier)).least_fpr(1 - fnr)
             if least <= fpr:
                 return rung + least / fpr
         return len(_LADDER)
@@ -195,7 +203,8 @@ class PlanCurves(Family):
         most = _accountant(self._plan).interval(delta).upper
         return claimed_epsilon <= max(most * (1 + 1e-9), float(rounded_up(most)))
 
-    def _curve(self, strength: float) -> Lines:
+    def curve(self, strength: float) -> Lines:
+        """As in `Family`."""
         return _lines(replace(self._plan, noise_multiplier=1 / strength))
 
 

@@ -134,10 +134,7 @@ def curve_of_claim(curve: PrivacyPlan | CurveName, epsilon: float, *, delta: flo
     family = family_of(curve)
     if family is None:
         return None
-    asked: list[Curve] = []
-    # It asks for the curve at `above` first.
-    family.strongest(lambda each: bool(asked.append(each)), above=_strength(curve, epsilon, delta=delta))  # type: ignore[func-returns-value]
-    return asked[0]
+    return family.curve(_strength(curve, epsilon, delta=delta))
 
 
 def _strength(curve: PrivacyPlan | CurveName, epsilon: float, *, delta: float) -> float:

@@ -3,7 +3,7 @@
     graph = vanilla(bottom, top, F.cross_entropy with reduction="sum")
 
 References:
-    Vepakomma, Gupta, Swedish and Raskar, Split learning for health, 2018. arXiv:1812.00564, figures 1 and 2.
+    Vepakomma, Gupta, Swedish and Raskar, Split learning for health, 2018. arXiv:1812.00564.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def chain(
         ParameterError: not one party for each module, or as `SplitGraph`.
 
     Source:
-        arXiv:1812.00564, figure 2c (multi-hop).
+        arXiv:1812.00564 (multi-hop).
     """
     if len(parties) != len(modules) or not modules:
         raise ParameterError(f"parties names one party for each of {len(modules)} modules, got {list(parties)}.")
@@ -112,7 +112,7 @@ def vanilla(
         ParameterError, ModelError: as `SplitGraph`.
 
     Source:
-        Gupta and Raskar, 2018, arXiv:1810.06060, section 3; arXiv:1812.00564, figure 1a.
+        Gupta and Raskar, 2018, arXiv:1810.06060; arXiv:1812.00564.
     """
     parts = (
         Part(name="bottom", module=bottom, party=client, inputs=(x,)),
@@ -154,7 +154,7 @@ def u_shaped(
         ParameterError, ModelError: as `SplitGraph`.
 
     Source:
-        arXiv:1812.00564, figure 1b (without label sharing).
+        arXiv:1812.00564 (without label sharing).
     """
     parts = (
         Part(name="bottom", module=bottom, party=client, inputs=(x,)),
@@ -194,7 +194,7 @@ def vertical(
         ParameterError, ModelError: as `SplitGraph`.
 
     Source:
-        arXiv:1812.00564, figure 1c (vertically partitioned data).
+        arXiv:1812.00564 (vertically partitioned data).
     """
     parts = (
         *_bottoms(bottoms),
@@ -238,7 +238,7 @@ def extended(
         ParameterError, ModelError: as `SplitGraph`.
 
     Source:
-        arXiv:1812.00564, figure 2a (extended vanilla).
+        arXiv:1812.00564 (extended vanilla).
     """
     parts = (
         *_bottoms(bottoms),
@@ -277,7 +277,7 @@ def multi_task(
         ParameterError, ModelError: as `SplitGraph`.
 
     Source:
-        arXiv:1812.00564, figure 2b (multi-task output, there with vertically partitioned input).
+        arXiv:1812.00564 (multi-task output, there with vertically partitioned input).
     """
     parts = [Part(name="bottom", module=bottom, party=client, inputs=(x,))]
     parts += [Part(name=f"top of {p}", module=m, party=p, inputs=("bottom",)) for p, m in tops.items()]

@@ -44,7 +44,7 @@ def test_right_code_is_refuted_at_most_as_often_as_is_said(monkeypatch: pytest.M
 
     def at_the_claim(family: PlanCurves, refuted: Callable[[Curve], bool], *, above: float) -> float:
         """Enough to know whether it is an alarm; how much is found beyond it costs the accountant many curves."""
-        return 2 / NOISE if refuted(family._curve(1 / NOISE)) else above
+        return 2 / NOISE if refuted(family.curve(1 / NOISE)) else above
 
     monkeypatch.setattr(PlanCurves, "strongest", at_the_claim)
     alarms = [not audit(seed, n=40, confidence=0.5).consistent for seed in range(40)]
